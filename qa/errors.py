@@ -1,0 +1,47 @@
+"""The user's mistakes, told apart from ours, and what a script's end looks like.
+
+Whoever owns a value (a flag, a file, a folder) checks it once and raises `UserError` with one line that names it,
+says what was found, what was expected, and what to do. `exit_status` wraps the three scripts' `main`.
+
+    0   done
+    2   the input is wrong: one line, no traceback
+    1   anything else: stopped before the end (a checkpoint is written), out of GPU memory, a bug (with its traceback)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+class UserError(ValueError):
+    """The input is wrong, and the message, one line, is all that the user needs to put it right."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM, after the checkpoint was written."""
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Run a script's `main` and turn its outcome into the exit status. Under torchrun rank 0 alone prints the line."""
+    try:
+        main()
+        return 0
+    except UserError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except Stopped as stopped:
+        _say(str(stopped))
+    except KeyboardInterrupt:
+        _say("interrupted; what was written before is whole")
+    except torch.cuda.OutOfMemoryError as error:
+        _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower --micro-tokens: results stay the same")
+    return 1
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
