@@ -1,0 +1,243 @@
+"""SQuAD data in, a list of `Example` out, with every answer checked against the text that it claims to be.
+
+Reads the official JSON of v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250) and v2.0 (Rajpurkar et al. 2018,
+arXiv:1806.03822) from a file, the hub's flat rows (`squad`, `squad_v2`), or the built-in data (`demo`, `demo_v2`):
+
+    {"version": "v2.0", "data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [
+        {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
+
+Offsets count Unicode code points, so a context is never stripped or normalised. Questions of one passage stand next to
+each other and share one `context` string. What is wrong with the data is counted by name in a `Summary` and never
+hidden: such a question is left out of training, yet still predicted and scored, as the official rules want.
+Used by: windows.py and prompt.py (features), splits.py (parts of the data), metrics.py (gold answers).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qa.errors import UserError
+
+HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+DEMO_NAMES = ("demo", "demo_v2")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verified answer: `context[start_char:end_char] == text`; `end_char` is exclusive."""
+
+    text: str
+    start_char: int
+
+    @property
+    def end_char(self) -> int:
+        return self.start_char + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question about one passage."""
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: tuple[Answer, ...]  # located in the context, in the file's order; the first one is the training label
+    gold_texts: tuple[str, ...]  # every answer text just as the file has it: what scoring compares with
+    is_impossible: bool  # v2.0 and no answer; always False in v1.1
+    trainable: bool  # the first answer was located, or v2.0 says that there is none
+
+
+@dataclass
+class Summary:
+    """What was found in the data: how often, with one question id (or place) as an example."""
+
+    problems: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, problem: str, where: str) -> None:
+        count, first = self.problems.get(problem, (0, where))
+        self.problems[problem] = (count + 1, first)
+
+    def lines(self) -> list[str]:
+        return [f"{count} × {problem} (e.g. {where})" for problem, (count, where) in self.problems.items()]
+
+
+@dataclass
+class SquadData:
+    source: str
+    examples: list[Example]
+    is_v2: bool
+    has_answers: bool  # False: a file to predict, not to score
+    summary: Summary
+
+    def describe(self) -> str:
+        """One line per finding, the totals first."""
+        num_passages = len({(example.title, example.context) for example in self.examples})
+        num_trainable = sum(example.trainable for example in self.examples)
+        head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {len(self.examples):,} questions on "
+                f"{num_passages:,} passages, {num_trainable:,} usable for training")
+        return "\n".join([head, *("  " + line for line in self.summary.lines())])
+
+
+def load_squad(source: str, split: str = "train") -> SquadData:
+    """Load a data set by name.
+
+    Args:
+        source: a path of an official JSON file; `squad` or `squad_v2` (hub); `demo` or `demo_v2` (built in).
+        split: "train" or "dev"; a file is its own split, so it is ignored there.
+
+    Raises:
+        UserError: no such file or hub, no JSON, JSON of another shape, or no question at all.
+    """
+    assert split in ("train", "dev"), split
+    if source in DEMO_NAMES:
+        from qa.data.demo import demo_squad
+
+        document = demo_squad("train" if split == "train" else "held_out", v2=source == "demo_v2")
+        return parse_squad(document, source)
+    if source in HUB_NAMES:
+        return parse_hub_rows(_download(source, split), source, is_v2=source == "squad_v2")
+    return parse_squad(_read_json(Path(source)), source)
+
+
+def parse_squad(document: object, source: str) -> SquadData:
+    """Turn official SQuAD JSON, already parsed, into examples. `source` names it in messages."""
+    articles = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(articles, list):
+        raise UserError(f"{source}: not SQuAD JSON: expected an object with a list \"data\" of articles, "
+                        f"found {_shape(document)}. See the README for the form")
+    summary = Summary()
+    rows = list(_questions(articles, source, summary))
+    if not rows:
+        raise UserError(f"{source}: no question in it (articles: {len(articles)}); expected data → paragraphs → qas")
+    version = str(document.get("version", ""))
+    is_v2 = version.lower().lstrip("v").startswith("2") or any("is_impossible" in qa for _, _, qa in rows)
+    has_answers = any(qa.get("answers") or qa.get("is_impossible") for _, _, qa in rows)
+    seen: set[str] = set()
+    examples = [_example(title, context, qa, is_v2, has_answers, seen, summary) for title, context, qa in rows]
+    return SquadData(source, examples, is_v2, has_answers, summary)
+
+
+def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
+    """Regroup the hub's flat rows, one question each, by (title, context) and parse them as a file."""
+    passages: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+        question = {"id": row["id"], "question": row["question"], "answers": answers}
+        if is_v2:
+            question["is_impossible"] = not answers
+        passages.setdefault((row["title"], row["context"]), []).append(question)
+    articles: dict[str, list[dict]] = {}
+    for (title, context), qas in passages.items():
+        articles.setdefault(title, []).append({"context": context, "qas": qas})
+    data = [{"title": title, "paragraphs": paragraphs} for title, paragraphs in articles.items()]
+    return parse_squad({"version": "v2.0" if is_v2 else "1.1", "data": data}, source)
+
+
+def locate(context: str, text: str, claimed_start: object) -> int | None:
+    """The answer's start: the claimed one if the text stands there, else its only occurrence, else None."""
+    if not text:
+        return None
+    if isinstance(claimed_start, int) and claimed_start >= 0 and context.startswith(text, claimed_start):
+        return claimed_start
+    first = context.find(text)
+    only_one = first >= 0 and context.find(text, first + 1) < 0
+    return first if only_one else None
+
+
+def _questions(articles: list, source: str, summary: Summary):
+    """(title, context, question object) in file order; what lacks a field is counted and passed over."""
+    for article_number, article in enumerate(articles):
+        place = f"article {article_number}"
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list):
+            raise UserError(f"{source}: {place} has no list \"paragraphs\" (found {_shape(article)}); "
+                            "expected data → paragraphs → qas, not one question per row")
+        title = str(article.get("title") or place)
+        for paragraph in paragraphs:
+            context = paragraph.get("context") if isinstance(paragraph, dict) else None
+            qas = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            if not isinstance(context, str) or not isinstance(qas, list):
+                summary.add("passage without the field context or qas, passed over", title)
+                continue
+            for qa in qas:
+                if isinstance(qa, dict) and isinstance(qa.get("question"), str) and qa.get("id") not in (None, ""):
+                    yield title, context, qa
+                else:
+                    summary.add("question without the field id or question, passed over", title)
+
+
+def _example(title: str, context: str, qa: dict, is_v2: bool, has_answers: bool, seen: set[str],
+             summary: Summary) -> Example:
+    """Check one question; every reason to leave it out of training is counted."""
+    question_id, question = str(qa["id"]), qa["question"]
+    claims = qa.get("answers") or []
+    claims = claims if isinstance(claims, list) else [claims]
+    golds = [claim for claim in claims if isinstance(claim, dict) and isinstance(claim.get("text"), str)]
+    gold_texts = tuple(gold["text"] for gold in golds)
+    faults = []
+    if len(golds) < len(claims):
+        faults.append("answer without the field text, left out of training")
+    if question_id in seen:
+        faults.append("duplicate id, left out of training")
+    seen.add(question_id)
+    if not question.strip():
+        faults.append("empty question, left out of training")
+    if not context.strip():
+        faults.append("empty passage, left out of training")
+    if has_answers and is_v2 and bool(qa.get("is_impossible")) == bool(claims):
+        faults.append("is_impossible contradicts the answers, left out of training")
+    if has_answers and not is_v2 and not claims:
+        faults.append("unanswerable question in v1.1 data, left out of training")
+
+    answers = []
+    for number, gold in enumerate(golds):
+        start = locate(context, gold["text"], gold.get("answer_start"))
+        if start is None and number == 0:
+            faults.append("answer not found in its passage, left out of training")
+        elif start is None:
+            summary.add("further answer not found in its passage, used for scoring alone", question_id)
+        else:
+            answers.append(Answer(gold["text"], start))
+            if start != gold.get("answer_start"):
+                summary.add("answer moved to its only occurrence in the passage", question_id)
+    for fault in faults:
+        summary.add(fault, question_id)
+    is_impossible = is_v2 and has_answers and not claims
+    trainable = has_answers and not faults and bool(answers or is_impossible)
+    return Example(question_id, title, context, question, tuple(answers), gold_texts, is_impossible, trainable)
+
+
+def _read_json(path: Path) -> object:
+    try:
+        content = path.read_bytes()  # bytes: no newline translation, which would shift the offsets behind a "\r"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a SQuAD JSON file, or one of "
+                        f"{', '.join([*HUB_NAMES, *DEMO_NAMES])}") from None
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty; expected SQuAD JSON")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); expected SQuAD JSON") from None
+
+
+def _download(name: str, split: str) -> Iterable[dict]:
+    """The hub's rows; imported here because `datasets` takes seconds to import and few runs need it."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(HUB_NAMES[name], split="train" if split == "train" else "validation")
+    except Exception as error:  # a missing hub shows itself in a dozen exception types
+        raise UserError(f"{name}: the hub cannot be reached ({type(error).__name__}); give a SQuAD JSON file instead, "
+                        "or demo / demo_v2, which need no hub") from None
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, dict):
+        return "an object with the keys " + (", ".join(map(str, list(value)[:6])) or "(none)")
+    return f"a {type(value).__name__}"

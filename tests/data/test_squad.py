@@ -1,0 +1,299 @@
+"""SQuAD in, examples out: every fault of the data is counted by name, offsets always fit, both sources agree."""
+
+import codecs
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qa.data.squad import Answer, load_squad, locate, parse_hub_rows, parse_squad
+from qa.errors import UserError
+
+CONTEXT = "Tor Vald built the bridge in 1846. The bridge cost 120 marks, and Tor Vald paid 60 of them."
+
+
+def qa(question_id="q1", question="When?", answers=(("1846", 29),), **more) -> dict:
+    answers = [{"text": text, "answer_start": start} for text, start in answers]
+    return {"id": question_id, "question": question, "answers": answers, **more}
+
+
+def parse(*qas: dict, context: str = CONTEXT, version: str = "1.1"):
+    paragraphs = [{"context": context, "qas": list(qas)}]
+    return parse_squad({"version": version, "data": [{"title": "Bridges", "paragraphs": paragraphs}]}, "file.json")
+
+
+def assert_offsets_fit(data) -> None:
+    for example in data.examples:
+        for answer in example.answers:
+            assert example.context[answer.start_char:answer.end_char] == answer.text
+
+
+def test_a_sound_file_has_no_findings():
+    data = parse(qa("a"), qa("b", answers=[("120", 51), ("120 marks", 51)]))
+    assert not data.is_v2 and data.has_answers and data.summary.problems == {}
+    first, second = data.examples
+    assert (first.id, first.title, first.question, first.context) == ("a", "Bridges", "When?", CONTEXT)
+    assert second.answers == (Answer("120", 51), Answer("120 marks", 51)) and second.gold_texts == ("120", "120 marks")
+    assert first.trainable and not first.is_impossible
+    assert first.context is second.context  # one string for a passage, which windows.py groups by
+    assert data.describe() == "file.json: SQuAD v1.1, 2 questions on 1 passages, 2 usable for training"
+
+
+LEFT_OUT = ", left out of training"
+FAULTS = {  # what is wrong, as named in the summary -> (version, a question that has it)
+    "answer not found in its passage" + LEFT_OUT: ("1.1", qa("x", answers=[("1900", 29)])),
+    "answer without the field text" + LEFT_OUT: ("1.1", qa("x") | {"answers": [{"answer_start": 29}]}),
+    "empty question" + LEFT_OUT: ("1.1", qa("x", question=" \n")),
+    "unanswerable question in v1.1 data" + LEFT_OUT: ("1.1", qa("x", answers=[])),
+    "is_impossible contradicts the answers" + LEFT_OUT: ("v2.0", qa("x", is_impossible=True)),
+}
+
+
+@pytest.mark.parametrize("problem", FAULTS)
+def test_fault_is_counted_by_name_and_its_question_is_not_trained_on(problem):
+    version, faulty = FAULTS[problem]
+    sound = [qa("a"), qa("b")] if version == "1.1" else [qa("a", is_impossible=False), qa("b", is_impossible=False)]
+    data = parse(sound[0], faulty, sound[1], faulty | {"id": "y"}, version=version)
+    assert data.summary.problems == {problem: (2, "x")}  # how many, and the first one's id
+    assert [example.trainable for example in data.examples] == [True, False, True, False]  # still there, to be scored
+    assert f"  2 × {problem} (e.g. x)" in data.describe().splitlines()
+
+
+def test_duplicate_ids_are_counted_and_only_the_first_is_trained_on():
+    data = parse(qa("x"), qa("y"), qa("x"), qa("x"))
+    assert data.summary.problems == {"duplicate id" + LEFT_OUT: (2, "x")}
+    assert [example.trainable for example in data.examples] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("context", ["", " \r\n\t"])
+def test_empty_passage_is_counted_with_all_its_questions(context):
+    data = parse(qa("x", answers=[("1846", 0)]), qa("y", answers=[("1846", 0)]), context=context)
+    assert data.summary.problems["empty passage" + LEFT_OUT] == (2, "x")
+    assert not any(example.trainable for example in data.examples) and data.examples[0].context == context
+
+
+@pytest.mark.parametrize("faulty", [{"id": "x"}, {"question": "When?"}, {"id": "", "question": "When?"}, "When?",
+                                    {"id": None, "question": "When?"}, {"id": "x", "question": 5}])
+def test_question_without_its_fields_is_passed_over_and_counted(faulty):
+    data = parse(qa("a"), faulty)
+    assert [example.id for example in data.examples] == ["a"]
+    assert data.summary.problems == {"question without the field id or question, passed over": (1, "Bridges")}
+
+
+@pytest.mark.parametrize("faulty", [{"context": CONTEXT}, {"qas": [qa()]}, {"context": 5, "qas": [qa()]}, [qa()],
+                                    {"context": CONTEXT, "qas": {"id": "x"}}])
+def test_passage_without_its_fields_is_passed_over_and_counted(faulty):
+    document = {"data": [{"title": "Bridges", "paragraphs": [faulty, {"context": CONTEXT, "qas": [qa("a")]}]}]}
+    data = parse_squad(document, "file.json")
+    assert [example.id for example in data.examples] == ["a"]
+    assert data.summary.problems == {"passage without the field context or qas, passed over": (1, "Bridges")}
+
+
+def test_misplaced_answer_is_moved_to_its_only_occurrence():
+    data = parse(qa("a", answers=[("1846", 3)]), qa("b", answers=[("120", None)]), qa("c", answers=[("120", -40)]),
+                 qa("d", answers=[("120", "51")]), qa("e", answers=[("120", 10**9)]))
+    assert [example.answers[0].start_char for example in data.examples] == [29, 51, 51, 51, 51]
+    assert all(example.trainable for example in data.examples)
+    assert data.summary.problems == {"answer moved to its only occurrence in the passage": (5, "a")}
+    assert_offsets_fit(data)
+
+
+def test_answer_in_several_places_is_never_guessed():
+    data = parse(qa("a", answers=[("Tor Vald", 1)]), qa("b", answers=[("Tor Vald", 66)]))
+    assert data.examples[0].answers == () and not data.examples[0].trainable
+    assert data.examples[0].gold_texts == ("Tor Vald",)  # the official rules still score it
+    assert data.examples[1].answers == (Answer("Tor Vald", 66),)
+
+
+def test_further_answer_that_is_nowhere_counts_for_scoring_alone():
+    data = parse(qa("a", answers=[("1846", 29), ("in the year 1846", 26), ("in 1846", 26)]))
+    assert data.examples[0].gold_texts == ("1846", "in the year 1846", "in 1846")
+    assert data.examples[0].answers == (Answer("1846", 29), Answer("in 1846", 26)) and data.examples[0].trainable
+    assert data.summary.problems == {"further answer not found in its passage, used for scoring alone": (1, "a")}
+
+
+def test_label_is_the_first_answer_or_none():
+    """A second answer that stands in the passage does not step in for a first one that does not."""
+    data = parse(qa("a", answers=[("1900", 29), ("1846", 29)]))
+    assert not data.examples[0].trainable
+
+
+def test_locate_agrees_with_a_search_over_all_positions():
+    context = "aab ab aab"
+    for text in ["a", "aa", "ab", "aab", "b a", "c", "ab a", context, ""]:
+        places = [i for i in range(len(context)) if context[i:i + len(text)] == text] if text else []
+        for claimed in range(-2, 12):
+            expected = claimed if claimed in places else places[0] if len(places) == 1 else None
+            assert locate(context, text, claimed) == expected, (text, claimed)
+    assert locate("aaa", "aa", 5) is None  # occurrences that overlap are two
+
+
+def test_context_keeps_every_character_and_offsets_count_code_points(tmp_path):
+    context = "  \n\u00a0The “Café”\r\nof 東京 cost 𝟙𝟚 €.\r Done\u2028 \n"
+    answers = [("Café", context.index("Café")), ("東京", context.index("東")), ("𝟙𝟚 €", context.index("𝟙")),
+               ("Done", context.index("Done"))]
+    document = {"data": [{"title": "Ü", "paragraphs": [
+        {"context": context, "qas": [qa(f"q{n}", answers=[answer]) for n, answer in enumerate(answers)]}]}]}
+    for ensure_ascii in (True, False):
+        path = tmp_path / f"{ensure_ascii}.json"
+        path.write_bytes(json.dumps(document, ensure_ascii=ensure_ascii, indent=1).replace("\n", "\r\n").encode())
+        data = load_squad(str(path))
+        assert data.summary.problems == {}
+        assert all(example.context == context for example in data.examples)
+        assert [example.answers[0] for example in data.examples] == [Answer(*answer) for answer in answers]
+        assert_offsets_fit(data)
+
+
+def test_file_with_a_byte_order_mark_is_read(tmp_path, small_squad):
+    path = tmp_path / "bom.json"
+    path.write_bytes(codecs.BOM_UTF8 + json.dumps(small_squad).encode())
+    assert len(load_squad(str(path)).examples) == 36
+
+
+@pytest.mark.parametrize("version", ["v2.0", "2.0", "V2.0-dev"])
+def test_v2_is_recognised_by_its_version(version):
+    data = parse(qa("a", is_impossible=False), qa("b", answers=[], is_impossible=True), version=version)
+    assert data.is_v2 and [example.is_impossible for example in data.examples] == [False, True]
+    assert all(example.trainable for example in data.examples) and data.summary.problems == {}
+
+
+def test_v2_is_recognised_by_its_field():
+    data = parse(qa("a"), qa("b", answers=[], is_impossible=True), version="")
+    assert data.is_v2 and data.examples[1].is_impossible
+
+
+def test_v1_is_not_taken_for_v2():
+    assert not parse(qa("a"), version="1.1").is_v2 and not parse(qa("a"), version="").is_v2
+
+
+@pytest.mark.parametrize("version", ["1.1", "v2.0"])
+def test_file_without_answers_can_be_predicted_but_not_trained_on(version):
+    questions = [{"id": "a", "question": "When?"}, {"id": "b", "question": "Who?", "answers": []}]
+    data = parse(*questions, version=version)
+    assert not data.has_answers and len(data.examples) == 2 and data.summary.problems == {}
+    assert not any(example.trainable or example.is_impossible or example.gold_texts for example in data.examples)
+
+
+def test_articles_without_a_title_stay_apart():
+    titles = [{}, {"title": ""}, {"title": None}, {"title": "T"}]
+    articles = [{"paragraphs": [{"context": CONTEXT, "qas": [qa(str(n))]}], **title} for n, title in enumerate(titles)]
+    assert len({example.title for example in parse_squad({"data": articles}, "file.json").examples}) == 4
+
+
+# ---- the hub's rows --------------------------------------------------------------------------------------------------
+
+def hub_dataset(document: dict):
+    """A datasets.Dataset in the schema of rajpurkar/squad and rajpurkar/squad_v2."""
+    import datasets
+
+    rows = [{"id": question["id"], "title": article["title"], "context": paragraph["context"],
+             "question": question["question"],
+             "answers": {key: [answer[field] for answer in question["answers"]]
+                         for key, field in (("text", "text"), ("answer_start", "answer_start"))}}
+            for article in document["data"] for paragraph in article["paragraphs"] for question in paragraph["qas"]]
+    features = datasets.Features({
+        "id": datasets.Value("string"), "title": datasets.Value("string"), "context": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "answers": datasets.Sequence({"text": datasets.Value("string"), "answer_start": datasets.Value("int32")})})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+@pytest.mark.parametrize("name", ["squad", "squad_v2"])
+@pytest.mark.parametrize("split, hub_split", [("train", "train"), ("dev", "validation")])
+def test_hub_rows_equal_the_file(name, split, hub_split, small_squad, small_squad_v2, monkeypatch):
+    import datasets
+
+    document = small_squad if name == "squad" else small_squad_v2
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or
+                        hub_dataset(document))
+    data, expected = load_squad(name, split), parse_squad(document, name)
+    assert data == expected
+    assert asked == [((f"rajpurkar/{name}",), {"split": hub_split})]
+
+
+def test_hub_rows_of_one_passage_come_together_again(small_squad_v2):
+    """In whatever order they come: by passages, each with one context string."""
+    dataset = hub_dataset(small_squad_v2).shuffle(seed=1)
+    data = parse_hub_rows(dataset, "squad_v2", is_v2=True)
+    assert {example.id for example in data.examples} == set(dataset["id"])
+    objects = [id(example.context) for example in data.examples]
+    changes = sum(first != second for first, second in zip(objects, objects[1:], strict=False))
+    assert changes + 1 == len(set(objects)) == len({example.context for example in data.examples}) == 12
+
+
+# ---- what is no SQuAD ------------------------------------------------------------------------------------------------
+
+def assert_one_line(error: pytest.ExceptionInfo, *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("document, found", [
+    ([], "a list"), (5, "a int"), ({}, "(none)"), ({"rows": [], "ids": []}, "rows, ids"), ({"data": {}}, "data"),
+    ({"data": []}, "no question"), ({"data": [{"paragraphs": []}]}, "no question"), ({"data": ["T"]}, "a str"),
+    ({"data": [{"id": "x", "question": "When?", "context": CONTEXT}]}, "id, question, context"),
+])
+def test_json_of_another_shape_is_refused_in_one_line(document, found, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_squad(str(path))
+    assert_one_line(error, str(path), found, "expected")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "empty"), (b" \n", "empty"), (b"id,question\n1,When?", "not JSON"), (b'{"data": [', "not JSON"),
+    (b'\xff\xfe\x00"', "not JSON"), (b"\x80abc", "not JSON"),
+])
+def test_file_that_is_no_json_is_refused_in_one_line(content, words, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_squad(str(path))
+    assert_one_line(error, str(path), words, "expected SQuAD JSON")
+
+
+def test_missing_file_and_folder_are_refused_in_one_line(tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(UserError) as error:
+            load_squad(str(path))
+        assert_one_line(error, str(path), "squad_v2", "demo")
+
+
+def test_answers_in_the_hubs_form_inside_a_file_are_a_fault():
+    data = parse(qa("a"), qa("x") | {"answers": {"text": ["1846"], "answer_start": [29]}}, qa("y") | {"answers": 5})
+    assert data.summary.problems == {"answer without the field text" + LEFT_OUT: (2, "x")}
+
+
+def test_no_hub_is_said_with_what_works_without_one(monkeypatch):
+    import datasets
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub\nMax retries exceeded")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError) as error:
+        load_squad("squad")
+    assert_one_line(error, "squad", "ConnectionError", "SQuAD JSON file", "demo")
+
+
+# ---- real SQuAD ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.squad
+@pytest.mark.skipif("SQUAD_DIR" not in os.environ, reason="SQUAD_DIR is not set")
+def test_real_squad_is_read_whole():
+    """Every question of every file is there, and an answer of the file is left out only if it is not in its passage."""
+    paths = sorted((Path(os.environ["SQUAD_DIR"]) / "squad").glob("*.json"))
+    assert paths
+    for path in paths:
+        data, document = load_squad(str(path)), json.loads(path.read_bytes())
+        questions = [(paragraph["context"], question) for article in document["data"]
+                     for paragraph in article["paragraphs"] for question in paragraph["qas"]]
+        assert [example.id for example in data.examples] == [question["id"] for _, question in questions]
+        assert data.is_v2 == ("v2" in path.name)
+        assert_offsets_fit(data)
+        for example, (context, question) in zip(data.examples, questions, strict=True):
+            assert example.gold_texts == tuple(answer["text"] for answer in question["answers"])
+            assert example.context == context and example.is_impossible == question.get("is_impossible", False)
