@@ -1,0 +1,94 @@
+"""Self-attention for BERT, with the way of computing it chosen by measurement.
+
+    P = softmax(Q K^T / sqrt(d) + mask),   O = dropout(P) V          (Vaswani et al. 2017, section 3.2.1)
+
+On a GPU, and on a CPU in fp32 without gradients, PyTorch's fused `scaled_dot_product_attention` is the fastest. In training
+on a CPU it is not: with dropout it falls back to an unfused path, and without it the fused kernel's backward pass is slower
+than the plain matrix products; in bf16 its forward pass is slower as well. There `_Attention` spells the products out. Its
+backward pass uses the identity of FlashAttention (Dao et al. 2022, appendix B.2), which replaces a pass over [L, L] by one
+over [L, d]:
+
+    dS = P * (dP - rowsum(dP * P)),   rowsum(dP * P) = rowsum(dO * O)
+
+It holds with dropout too, because O already contains the mask. `register` makes the function known to transformers under
+the name "qa_attention" (a custom function must be registered for masks as well, or it silently gets none).
+
+B windows   h heads   L tokens   d size of a head
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from qa.training.dropout import keep_bits, keep_words
+
+NAME = "qa_attention"
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float, scaling: float) -> Tensor:
+        B, h, L, d = query.shape
+        query = (query * scaling).reshape(B * h, L, d)
+        key, value = key.reshape(B * h, L, d), value.reshape(B * h, L, d)
+        scores = torch.bmm(query, key.transpose(1, 2))  # [B*h, L, L]
+        if bias is not None:
+            scores.view(B, h, L, L).add_(bias)
+        weights = torch.softmax(scores, dim=-1)
+        words = keep_words(weights.shape, weights.dtype, p) if p > 0 else None
+        kept = weights if words is None else keep_bits(weights, words)
+        output = torch.bmm(kept, value).mul_(1 / (1 - p))  # [B*h, L, d]; the scale is cheaper here than on [L, L]
+        ctx.save_for_backward(query, key, value, weights, words, output)
+        ctx.p, ctx.scaling, ctx.shape = p, scaling, (B, h, L, d)
+        return output.view(B, h, L, d)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        query, key, value, weights, words, output = ctx.saved_tensors
+        grad_output = grad_output.reshape(output.shape)
+        row_sums = (grad_output * output).sum(dim=-1, keepdim=True)  # [B*h, L, 1]
+        grad_output = grad_output * (1 / (1 - ctx.p))
+        kept = weights if words is None else keep_bits(weights, words)
+        grad_value = torch.bmm(kept.transpose(1, 2), grad_output)
+        grad_weights = torch.bmm(grad_output, value.transpose(1, 2))  # [B*h, L, L]
+        if words is not None:
+            keep_bits(grad_weights, words, in_place=True)
+        grad_scores = grad_weights.sub_(row_sums).mul_(weights)
+        grad_query = torch.bmm(grad_scores, key).mul_(ctx.scaling)
+        grad_key = torch.bmm(grad_scores.transpose(1, 2), query)  # this query is scaled already
+        return grad_query.view(ctx.shape), grad_key.view(ctx.shape), grad_value.view(ctx.shape), None, None, None
+
+
+def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+              dropout: float = 0.0, scaling: float | None = None, **_) -> tuple[Tensor, None]:
+    """transformers' attention interface.
+
+    Args:
+        query, key, value: [B, h, L, d].
+        attention_mask: boolean, True where a query may look, broadcastable to [B, h, L, L]; None: everywhere.
+        dropout: drop probability of the attention weights (0 outside training).
+
+    Returns:
+        [B, L, h, d], and None for the attention weights, which nobody asks for.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    plain = torch.is_grad_enabled() or query.dtype == torch.bfloat16
+    if plain and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        bias = None
+        if attention_mask is not None:
+            bias = torch.zeros(attention_mask.shape, dtype=query.dtype)
+            bias.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+        output = _Attention.apply(query, key, value, bias, dropout, scaling)
+    else:
+        output = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+    return output.transpose(1, 2), None
+
+
+def register() -> str:
+    """Make `attention` known to transformers; returns its name, for `attn_implementation`."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

@@ -1,0 +1,126 @@
+"""The model: transformers' BERT encoder, and a span head of our own on every token.
+
+    s = H w_s + b_s,   e = H w_e + b_e      scores of token t being the answer's first / last one
+    loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
+
+The parameters are named as in transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so checkpoints go both
+ways. Used by train_bert.py and predict.py.
+
+B windows   L tokens   H hidden size
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertModel
+
+from qa import weights
+from qa.bert import attention
+from qa.errors import UserError
+from qa.training.dropout import replace_dropout
+
+DROPPED_PREFIXES = ("pooler.", "bert.pooler.", "cls.")  # pretraining heads: the only weights that may be left behind
+
+
+class SpanHead(nn.Linear):
+    """Two scores for every token: does the answer start here, does it end here? A linear map from H to 2."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 2)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [B, L, H] -> start scores [B, L], end scores [B, L], in at least fp32."""
+        scores = super().forward(hidden)  # [B, L, 2]
+        start, end = at_least_fp32(scores).unbind(dim=-1)
+        return start, end
+
+
+class BertSpanModel(nn.Module):
+    """Encoder and head. Weights are loaded by `load_bert`, and saved by `product_state`."""
+
+    def __init__(self, encoder: BertModel) -> None:
+        super().__init__()
+        self.bert = encoder
+        self.qa_outputs = SpanHead(encoder.config.hidden_size)
+
+    @property
+    def config(self):
+        return self.bert.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
+        hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
+        return self.qa_outputs(hidden)  # [B, L, H] -> 2 x [B, L]
+
+
+def at_least_fp32(scores: Tensor) -> Tensor:
+    """Half precision is raised to fp32; fp64 stays."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Sum over the windows of half the cross-entropy of the start plus half that of the end; a scalar.
+
+    Padding is no candidate: a window's loss does not depend on what it is batched with. start, end: [B, L].
+    """
+    start = start.masked_fill(~batch["attention_mask"], -torch.inf)
+    end = end.masked_fill(~batch["attention_mask"], -torch.inf)
+    cross_entropy = nn.functional.cross_entropy
+    return (cross_entropy(start, batch["start_token"], reduction="sum")
+            + cross_entropy(end, batch["end_token"], reduction="sum")) / 2
+
+
+def load_bert(folder: Path, max_length: int, dropout: float = -1) -> tuple[BertSpanModel, bool]:
+    """Load an encoder, or a question-answering checkpoint, in fp32, in training mode.
+
+    Args:
+        max_length: tokens of the windows to come; checked against the model's positions.
+        dropout: probability for all dropout layers; -1: as the checkpoint's config has it.
+
+    Returns:
+        The model, and whether its head was trained (False: the head is new, drawn from torch's generator).
+
+    Raises:
+        UserError: another family, or weights that are missing or have no place.
+    """
+    weights.expect_family(folder, "bert")
+    config = AutoConfig.from_pretrained(folder)
+    if max_length > config.max_position_embeddings:
+        raise UserError(f"--max-length {max_length}: {folder} has positions for {config.max_position_embeddings} tokens; "
+                        f"use at most that, long passages are cut into windows")
+    config.num_labels = 2  # a base with three would get a head of three
+    if dropout >= 0:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    loaded, head_is_new = _from_pretrained(folder, config)
+    model = BertSpanModel(loaded.bert)
+    with torch.no_grad():
+        if head_is_new:  # as BERT initialises its own weights: N(0, 0.02), bias 0
+            model.qa_outputs.weight.normal_(0.0, config.initializer_range)
+            model.qa_outputs.bias.zero_()
+        else:
+            model.qa_outputs.load_state_dict(loaded.qa_outputs.state_dict())
+    replace_dropout(model)
+    return model.train(), not head_is_new
+
+
+def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionAnswering, bool]:
+    """Load every weight strictly; the head alone may be missing (then True), the heads of pretraining left over."""
+    try:
+        loaded, info = BertForQuestionAnswering.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation=attention.register(), output_loading_info=True,
+            key_mapping={r"^(_orig_mod\.|module\.)+": ""}, ignore_mismatched_sizes=True)  # told apart below, by name
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:200]}); expected a "
+                        "model.safetensors as save_pretrained writes it") from None
+    missing, head = set(info["missing_keys"]), {"qa_outputs.weight", "qa_outputs.bias"}
+    unexpected = {key for key in info["unexpected_keys"] if not key.startswith(DROPPED_PREFIXES)}
+    misshapen = {key for key, *_ in info["mismatched_keys"]}
+    if missing - misshapen not in (set(), head) or unexpected or misshapen:
+        raise UserError(f"{folder}: not a BERT encoder or BertForQuestionAnswering checkpoint with two labels; missing "
+                        f"{sorted(missing - misshapen)[:3]}, without a place {sorted(unexpected)[:3]}, of another "
+                        f"shape {sorted(misshapen)[:3]}")
+    return loaded, bool(missing)
