@@ -1,0 +1,87 @@
+"""A file of predictions in the official form, {id: answer}, checked against the data to score it on.
+
+A second file, {id: number}, may hold no-answer scores: higher means "no answer". Both are what evaluate.py
+writes and what the official scripts read. Whatever would give a senseless score, such as the predictions for
+other data, is a `UserError`. Some missing ids are none: they count as wrong, and the caller warns.
+Used by: evaluate.py (`--predictions`, `--na-probs`, `--against`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from qa.data.squad import SquadData
+from qa.errors import UserError
+
+
+def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
+    """Read {id: answer}. In v2.0 the answer "" is "no answer".
+
+    Raises:
+        UserError: no such file, another form, no id of the data in it, or v2.0 predictions for v1.1 data.
+    """
+    predictions = _read_object(path, 'predictions {"id": "answer", ...}')
+    for question_id, answer in predictions.items():
+        if not isinstance(answer, str):
+            raise UserError(f"{path}: the prediction for {_show(question_id)} is {_show(answer)}; "
+                            'expected a string ("" for no answer in v2.0)')
+    num_unknown = _count_unknown_ids(path, predictions, data)
+    num_empty = sum(answer == "" for answer in predictions.values())
+    if not data.is_v2 and num_empty and num_unknown:
+        # "" alone is no proof: a v1.1 system may fail to answer. Unanswerable questions have ids of their own
+        raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer, not in v1.1) '
+                        f"and {num_unknown:,} of {len(predictions):,} ids are not in {data.source}, which is "
+                        "v1.1; score them against the v2.0 data that they were made for")
+    return predictions
+
+
+def load_na_probs(path: str | Path, data: SquadData) -> dict[str, float]:
+    """Read {id: no-answer score}: finite numbers, on any scale.
+
+    Raises:
+        UserError: no such file, another form, or no id of the data in it.
+    """
+    scores = _read_object(path, 'no-answer scores {"id": number, ...}')
+    for question_id, score in scores.items():
+        if not isinstance(score, float) or not math.isfinite(score):
+            raise UserError(f"{path}: the no-answer score of {_show(question_id)} is {_show(score)}; "
+                            "expected a finite number")
+    _count_unknown_ids(path, scores, data)
+    return scores
+
+
+def _read_object(path: str | Path, what: str) -> dict:
+    """The file's JSON object; every number in it is a float."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected JSON of {what}") from None
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty; expected JSON of {what}")
+    try:
+        document = json.loads(content, parse_int=float)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); expected {what}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: holds {_show(document)}; expected one object of {what}")
+    return document
+
+
+def _count_unknown_ids(path: str | Path, values: dict, data: SquadData) -> int:
+    """How many ids of the file the data does not have; all of them is an error."""
+    ids = {example.id for example in data.examples}
+    num_unknown = len(values.keys() - ids)
+    if num_unknown == len(values):
+        first = f" (first: {_show(next(iter(values)))})" if values else ""
+        raise UserError(f"{path}: looks like a file for other data: 0 of its {len(values):,} ids{first} are "
+                        f"among the {len(ids):,} of {data.source} (first: {_show(data.examples[0].id)}); "
+                        "give the file made for this data, or the data that it was made for")
+    return num_unknown
+
+
+def _show(value: object) -> str:
+    """The beginning of a value, as JSON: one short line in a message."""
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 40 else shown[:37] + "..."

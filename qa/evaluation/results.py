@@ -1,0 +1,97 @@
+"""The files that evaluate.py leaves, and those that stand beside a product's weights.
+
+    metrics.json        the official keys
+    predictions.json    {id: answer}: what the official scripts read
+    nbest.json          {id: [{text, start_char, end_char, score, confidence}, ...]}, best first
+    null_odds.json      v2.0: {id: no-answer score}, under the name that Google's BERT gave it
+    conditions.json     the model, the data and the settings behind the figures
+
+    qa.json             in a product: what prediction needs (lengths, no-answer threshold)
+    README.md           in a product: the model card
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qa.data.squad import SquadData
+from qa.errors import UserError
+from qa.options import TrainOptions
+from qa.training.checkpoint import write_json
+
+if TYPE_CHECKING:
+    from qa.predict import Prediction
+
+
+def default_folder(ckpt: str, data: str) -> Path:
+    """Inside the checkpoint's folder; for a model that has none of the user's own, under runs/."""
+    name = re.sub(r"[^\w.-]+", "-", Path(data).stem)
+    if Path(ckpt).is_dir():
+        return Path(ckpt) / f"evaluation-{name}"
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", Path(ckpt).name) / f"evaluation-{name}"
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The contents of qa.json; {} for a folder that is not ours."""
+    path = folder / "qa.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it to evaluate with the options given") from None
+
+
+def model_card(title: str, options: TrainOptions, data: SquadData, precision: str, details: str, step: int,
+               metrics: dict[str, Any]) -> str:
+    """A short README.md: base, data and size, recipe, scores."""
+    questions = f"{options.max_train_questions:,} of " if options.max_train_questions else ""
+    lines = [f"# {title}", "",
+             f"- base: {options.model}",
+             f"- training data: {options.train_data}, {questions}{len(data.examples):,} questions",
+             f"- recipe: {options.epochs} epochs, batch {options.batch_size}, AdamW, lr {options.lr:g}, warm-up "
+             f"{options.warmup:g}, weight decay {options.weight_decay:g}, seed {options.seed}, {precision}; {details}",
+             f"- weights: those of step {step}",
+             f"- scores: official rules, on {options.dev_data or 'no development data'}", ""]
+    if metrics:
+        lines += ["| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
+                  for name, value in metrics.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(folder: Path | str, data: SquadData, metrics: dict[str, Any], conditions: dict[str, Any],
+                  predictions: list[Prediction] | None = None, na_threshold: float | None = None) -> None:
+    """Write the files into `folder`, which is made if need be; without predictions, the first and the last only."""
+    from qa.predict import answers
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
+    if metrics:
+        write_json(folder / "metrics.json", metrics)
+    write_json(folder / "conditions.json", conditions)
+    if predictions is None:
+        return
+    write_json(folder / "predictions.json", answers(predictions, na_threshold))
+    write_json(folder / "nbest.json", {prediction.id: _nbest(prediction) for prediction in predictions})
+    if data.is_v2:
+        write_json(folder / "null_odds.json", {prediction.id: prediction.no_answer_score for prediction in predictions
+                                               if prediction.no_answer_score is not None})
+
+
+def _nbest(prediction: Prediction) -> list[dict[str, Any]]:
+    entries = [dataclasses.asdict(candidate) for candidate in prediction.candidates]
+    if prediction.no_answer_score is not None:
+        # A generated refusal has no span beside it, and so no score of its own.
+        score = prediction.candidates[0].score + prediction.no_answer_score if prediction.candidates else None
+        entries.append({"text": "", "start_char": None, "end_char": None, "score": score,
+                        "confidence": prediction.no_answer_confidence})
+        entries.sort(key=lambda entry: -(entry["score"] or 0.0))
+    return entries

@@ -1,0 +1,53 @@
+"""Results for a person at a terminal: a line of figures, a table, answers marked in their passages.
+
+Used by evaluate.py and at the end of training.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from qa.data.squad import Example
+
+if TYPE_CHECKING:
+    from qa.predict import Prediction
+
+HIGHLIGHT = ("\033[1;32m", "\033[0m")
+
+
+def metrics_line(metrics: dict[str, Any]) -> str:
+    """"EM 55.32, F1 66.90 (1,495 questions)", with the two halves of v2.0 where there are any."""
+    exact = metrics.get("exact_match", metrics.get("exact"))
+    line = f"EM {exact:.2f}, F1 {metrics['f1']:.2f} ({metrics['total']:,} questions)"
+    for half, words in (("HasAns", "with an answer"), ("NoAns", "without")):
+        if f"{half}_exact" in metrics:
+            exact, f1, total = (metrics[f"{half}_{figure}"] for figure in ("exact", "f1", "total"))
+            line += f"; {words}: EM {exact:.2f}, F1 {f1:.2f} ({total:,})"
+    if "raw_f1" in metrics:
+        line += f"; as generated: EM {metrics['raw_exact']:.2f}, F1 {metrics['raw_f1']:.2f}, {metrics['num_exact']:,} spans"
+    return line
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """One line per figure, aligned."""
+    width = max(map(len, metrics))
+    return "\n".join(f"  {name:<{width}}  {value:>10.4f}" if isinstance(value, float) else f"  {name:<{width}}  {value:>10}"
+                     for name, value in metrics.items())
+
+
+def marked_passages(examples: list[Example], predictions: list[Prediction], count: int) -> str:
+    """A few questions, evenly spread, each with its passage and the predicted span marked in it."""
+    before, after = HIGHLIGHT if sys.stdout.isatty() else ("[[", "]]")
+    parts = []
+    for index in range(0, len(examples), max(1, len(examples) // count))[:count]:
+        example, prediction = examples[index], predictions[index]
+        passage = example.context
+        if prediction.text:
+            span = prediction.candidates[0]
+            passage = passage[:span.start_char] + before + span.text + after + passage[span.end_char:]
+        gold = " | ".join(dict.fromkeys(example.gold_texts)) or "(no answer)"
+        parts.append(f"\n  Q: {example.question}\n" + textwrap.fill(passage, 100, initial_indent="     ",
+                     subsequent_indent="     ") + f"\n     answer: {prediction.text or '(no answer)'}    gold: {gold}")
+    return "\n".join(parts) + "\n"
