@@ -1,0 +1,273 @@
+"""The state of a training run <-> disk: atomic, verified, without pickle.
+
+    runs/x/last                          one line: "step-000120 <SHA-256 of its manifest.json>"
+    runs/x/step-000120/model.safetensors, optimizer.safetensors    named tensors
+                       state.json        plain JSON: options, counters
+                       manifest.json     the step, size and SHA-256 of each file, and its own SHA-256
+
+The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank). Everyone
+who writes a JSON file uses `write_json`.
+
+Two promises:
+1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that
+   `save_checkpoint` returned from. All is written under a hidden name; one rename makes it a checkpoint; one
+   more turns `last` to it; only then older ones go. rename(2) is atomic for readers, but says nothing about
+   when bytes and names reach the disk: so each file is synced before its rename, and the folder after it
+   (fsync(2); Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
+2. One changed byte in any of these files is noticed, be it a blank in the manifest or a digit in `last`.
+   Loading then goes back to the newest whole checkpoint, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qa.errors import UserError
+
+# step-000120, or step-000120.2 where a resumed run saved the same step again
+STEP_FOLDER = re.compile(r"step-([0-9]{6,})(?:\.([0-9]+))?")
+LAST_LINE = re.compile(rb"(step-[0-9.]+) ([0-9a-f]{64})\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What `load_checkpoint` found. `warnings`: one line each, none if the newest checkpoint was whole."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # file stem -> name -> tensor, on the CPU
+    state: dict[str, Any]
+    folder: Path
+    warnings: list[str]
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`; a reader, or a crash, finds the old file or the new one, and nothing between.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have; the old file stays.
+    """
+    _replace_file(path, _json_bytes(value))
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits, read as a stream."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_bytes(value: Any) -> bytes:
+    # A lone surrogate (half of a "\ud83d\ude00" pair) has no UTF-8; backslashreplace gives its JSON escape.
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace works inside one file system
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- saving ------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = 2
+) -> Path:
+    """Save `step`, delete all but the `keep` newest steps up to it, and return the new folder.
+
+    Steps above `step` go too: the run went back behind them, and no later fallback must land there.
+
+    Args:
+        tensors: file stem -> name -> tensor: {"model": {...}} becomes model.safetensors. Any device.
+        state: comes back as JSON gives it back: lists for tuples, strings for the keys of a dict.
+    """
+    assert keep >= 1 and step >= 0, f"keep {keep}, step {step}"
+    run.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(run)
+    # This step may have a folder already. It stays as it is until the new one, under a name of its own, is in
+    # place: it may be the only checkpoint, and rename(2) does not replace a folder that is not empty.
+    versions = [version for other, version, _ in _step_folders(run) if other == step]
+    folder = run / (f"step-{step:06d}" + (f".{versions[0] + 1}" if versions else ""))
+    temporary = run / f".{folder.name}.tmp"
+    temporary.mkdir()
+    for stem, named in tensors.items():
+        save_file(_without_shared_storage(named), temporary / f"{stem}.safetensors")
+    (temporary / "state.json").write_bytes(_json_bytes(state))
+    for path in temporary.glob("*.safetensors"):
+        path.chmod((temporary / "state.json").stat().st_mode)  # save_file lets the owner only read them
+    manifest = _manifest(temporary, step)
+    (temporary / "manifest.json").write_bytes(manifest)
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    temporary.rename(folder)
+    _sync(run)
+    _replace_file(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
+    _delete_steps(run, step, keep)
+    return folder
+
+
+def _without_shared_storage(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on storages of their own, as safetensors wants them; copies only where needed.
+
+    Tied weights (an output layer that is the embedding) are saved twice, and both load into one parameter.
+    """
+    storages, result = set(), {}
+    for name, tensor in named.items():
+        tensor = tensor.detach().contiguous()
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        result[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return result
+
+
+def _manifest(folder: Path, step: int) -> bytes:
+    # Reading the files again is cheap now: their bytes are still in the page cache.
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+             for path in sorted(folder.iterdir())}
+    return _signed({"step": step, "files": files})
+
+
+def _signed(content: dict) -> bytes:
+    return _json_bytes({**content, "sha256": hashlib.sha256(_json_bytes(content)).hexdigest()})
+
+
+def _step_folders(run: Path) -> list[tuple[int, int, Path]]:
+    """(step, version, folder) of all checkpoints, whole or not, newest first."""
+    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in run.iterdir() if path.is_dir()]
+    return sorted(((int(name[1]), int(name[2] or 1), path) for name, path in matches if name), reverse=True)
+
+
+def _delete_steps(run: Path, step: int, keep: int) -> None:
+    kept: set[int] = set()
+    for other, _, folder in _step_folders(run):
+        if other > step or other in kept or len(kept) == keep:
+            hidden = run / f".{folder.name}.tmp"  # half deleted, it must not look like a checkpoint
+            folder.rename(hidden)
+            shutil.rmtree(hidden)
+        else:
+            kept.add(other)
+
+
+def _remove_leftovers(run: Path) -> None:
+    """What a run was writing or deleting when it was killed."""
+    for folder in run.glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+    for file in run.glob(".last.*.tmp"):
+        file.unlink()
+
+
+# ---- loading -----------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(run: Path) -> Checkpoint | None:
+    """The checkpoint that `last` names; if that or `last` is damaged, the newest whole one, with warnings.
+
+    Returns None if nothing was ever saved in `run`.
+
+    Raises:
+        UserError: there were checkpoints, and none is whole.
+    """
+    folders = [folder for _, _, folder in _step_folders(run)] if run.is_dir() else []
+    if not folders and not (run / "last").exists():
+        return None
+    warnings: list[str] = []
+    try:
+        newest = _named_by_last(run, folders)
+        folders.sort(key=lambda folder: folder != newest)  # to the front; the sort is stable
+    except (ValueError, OSError) as error:
+        warnings.append(f"{run / 'last'}: {getattr(error, 'strerror', None) or error}")
+    for folder in folders:
+        damage = verify_folder(folder)
+        if not damage:
+            return _read(folder, [*warnings, f"{run}: going on from {folder.name}"] if warnings else [])
+        warnings += damage
+    raise UserError(f"{run}: expected a checkpoint to go on from, found none that is whole "
+                    f"({'; '.join(warnings)}); restore one from a copy, or train anew into another --out")
+
+
+def _named_by_last(run: Path, folders: list[Path]) -> Path:
+    """The folder that `last` names. The hash beside it unmasks a damaged digit that names another step."""
+    line = LAST_LINE.fullmatch((run / "last").read_bytes())
+    if not line:
+        raise ValueError("damaged: expected one line, a step folder and a SHA-256")
+    folder = run / line[1].decode()
+    if folder not in folders:
+        raise ValueError(f"names {folder.name}, which is not there")
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and file_sha256(manifest) != line[2].decode():
+        raise ValueError(f"does not fit {folder.name}/manifest.json: one of the two is damaged")
+    return folder
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """One line per damaged, missing or foreign file of a step folder; none if it is just as it was saved."""
+    manifest = _read_manifest(folder / "manifest.json")
+    if manifest is None:
+        return [f"{folder / 'manifest.json'}: missing or damaged"]
+    if folder.name.partition(".")[0] != f"step-{manifest['step']:06d}":
+        return [f"{folder / 'manifest.json'}: belongs to step {manifest['step']}"]
+    expected, damage = manifest["files"], []
+    present = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    for name in sorted(present | expected.keys()):
+        path = folder / name
+        try:
+            if name not in expected:
+                damage.append(f"{path}: not in manifest.json, so no part of this checkpoint")
+            elif (num_bytes := path.stat().st_size) != expected[name]["bytes"]:
+                damage.append(f"{path}: has {num_bytes} bytes, expected {expected[name]['bytes']}")
+            elif file_sha256(path) != expected[name]["sha256"]:
+                damage.append(f"{path}: damaged, its SHA-256 is not the one in manifest.json")
+        except OSError as error:  # missing, not readable, or a failing disk
+            damage.append(f"{path}: cannot be read ({error.strerror})")
+    return damage
+
+
+def _read_manifest(path: Path) -> dict | None:
+    """The manifest, or None unless it is to the byte what `_signed` makes of its content."""
+    try:
+        raw = path.read_bytes()
+        manifest = json.loads(raw)
+        del manifest["sha256"]
+        return manifest if _signed(manifest) == raw else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(folder: Path, warnings: list[str]) -> Checkpoint:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    tensors = {}
+    for name in manifest["files"]:
+        if name.endswith(".safetensors"):
+            # load_file only maps the file. A copy is safe from later changes to it, and aligned as tensors of
+            # an uninterrupted run are: matrix products may round differently on unaligned memory.
+            mapped = load_file(folder / name)
+            tensors[name.removesuffix(".safetensors")] = {key: value.clone() for key, value in mapped.items()}
+    state = json.loads((folder / "state.json").read_bytes())
+    return Checkpoint(manifest["step"], tensors, state, folder, warnings)

@@ -1,0 +1,143 @@
+"""Several processes as one: devices, seeds, and sums over ranks.
+
+Under `torchrun --nproc_per_node=4` each process is one rank with one device; without it there is one rank and nothing
+here communicates. Every rank holds the whole model. The gradients of a step are summed once, after the last micro-batch, in
+flat buffers: because the loss is divided by the global count beforehand, the sum is the gradient of the global batch, and a
+rank that had nothing to do adds zeros. Used by both train scripts, predict.py and evaluate.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 64 * 2**20  # a flat buffer of this size is as fast as a larger one, and costs less memory
+
+
+@dataclass(frozen=True)
+class Runtime:
+    rank: int
+    num_ranks: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(deterministic: bool = False) -> Runtime:
+    """Join the process group that torchrun describes in the environment, if there is one; choose the device."""
+    rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    else:
+        # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them; with lengths that change from
+        # batch to batch that is gigabytes. It reads this at its first product.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+        _keep_freed_memory()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if num_ranks > 1:
+        if device.type == "cpu":  # torchrun gives every process one thread: share the cores instead
+            num_local = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=num_ranks)
+    return Runtime(rank, num_ranks, device)
+
+
+def default_micro_tokens(micro_tokens: int, device: torch.device) -> int:
+    """Resolve `--micro-tokens 0`: on a CPU what its caches like, on a GPU what a small one holds."""
+    return micro_tokens or (32768 if device.type == "cuda" else 4096)
+
+
+def finish(runtime: Runtime) -> None:
+    if runtime.num_ranks > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Set torch's generators to a function of (seed, step, rank), so that no generator state needs saving.
+
+    The three are mixed by splitmix64-like steps, as neighbouring seeds of a Mersenne twister give alike streams.
+    """
+    mixed = 0
+    for number in (seed, step, rank):
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    torch.manual_seed(mixed)  # CPU and every GPU
+
+
+def sum_over_ranks(tensor: Tensor, runtime: Runtime) -> Tensor:
+    """The elementwise sum, on every rank; in place where there is more than one."""
+    if runtime.num_ranks > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
+    """Sum the gradients over all ranks, in place. A missing gradient counts, and becomes, zero."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if runtime.num_ranks == 1:
+        return
+    for bucket in _buckets([parameter.grad for parameter in parameters]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def gather_objects(value: object, runtime: Runtime) -> list:
+    """Every rank's value, in the ranks' order, on every rank."""
+    if runtime.num_ranks == 1:
+        return [value]
+    values: list = [None] * runtime.num_ranks
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier(runtime: Runtime) -> None:
+    if runtime.num_ranks > 1:
+        dist.barrier()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc reuse freed blocks of up to 32 MB instead of returning them to the kernel.
+
+    A training step allocates the same large tensors again and again; by default each comes fresh from mmap, and the kernel
+    fills it with zeros page by page. This made a BERT step about a fifth faster (benchmarks/bert_training.py).
+    Elsewhere than on glibc nothing happens.
+    """
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, num_bytes in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(parameter, num_bytes)
+
+
+def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
+    """Neighbouring gradients, up to BUCKET_BYTES together; one larger than that stands alone."""
+    buckets: list[list[Tensor]] = []
+    size = BUCKET_BYTES
+    for gradient in gradients:
+        num_bytes = gradient.numel() * gradient.element_size()
+        if size + num_bytes > BUCKET_BYTES:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(gradient)
+        size += num_bytes
+    return buckets

@@ -1,0 +1,52 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with decay groups, and a learning rate that is a function of the step.
+
+    lr(t) = peak * min((t + 1) / warmup_steps, (total - t) / (total - warmup_steps))    t = updates made so far
+
+BERT's own schedule (Devlin et al. 2019, appendix A.2): a linear rise, then a linear fall that would reach 0 one update
+after the last. Biases and LayerNorm weights do not decay. Used by both train scripts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups of the trainable parameters: matrices and embeddings decay; biases and norm weights (1-D) do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [{"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0}]
+
+
+def make_adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, its arithmetic in one fused pass over memory."""
+    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def learning_rate(update: int, total_updates: int, warmup_share: float, peak: float) -> float:
+    """The rate of update number `update` (0-based) of `total_updates`; `warmup_share` in [0, 1] of them rise."""
+    warmup_updates = round(warmup_share * total_updates)
+    if update < warmup_updates:
+        return peak * (update + 1) / warmup_updates
+    return peak * (total_updates - update) / max(1, total_updates - warmup_updates)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state under the parameters' names, for the checkpoint: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[parameter]}.{key}": value for parameter, state in optimizer.state.items()
+            for key, value in state.items()}
+
+
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put saved tensors back, each on its parameter's device (`step` stays where the optimizer keeps it)."""
+    for name, parameter in model.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors]
+        if keys:
+            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys}

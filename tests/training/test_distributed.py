@@ -1,0 +1,151 @@
+"""Seeds, and sums over ranks: alone in this process, and with two real ones over gloo."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qa.training import distributed
+from qa.training.distributed import (
+    Runtime,
+    default_micro_tokens,
+    gather_objects,
+    reseed,
+    sum_gradients,
+    sum_over_ranks,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def draw(seed: int, step: int, rank: int, count: int = 4) -> torch.Tensor:
+    reseed(seed, step, rank)
+    return torch.rand(count, dtype=torch.float64)
+
+
+def test_streams_of_neighbouring_seeds_steps_and_ranks_are_distinct():
+    """Also where the numbers are the same in another order, or have the same sum."""
+    first = {}
+    for place in itertools.product([0, 1, 2, 3, 42, 2**31, 2**40], range(12), range(5)):
+        stream = tuple(draw(*place).tolist())
+        assert stream not in first, (place, first[stream])
+        first[stream] = place
+    assert len({torch.manual_seed(0).initial_seed(), *first.values()}) == len(first) + 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_neighbouring_streams_are_not_correlated(axis):
+    num_draws = 4096
+    streams = []
+    for number in range(12):
+        place = [5, 5, 5]
+        place[axis] = number
+        streams.append(draw(*place, num_draws) - 0.5)
+    for one, other in itertools.combinations(streams, 2):
+        assert abs((one * other).mean() * 12) < 4.5 / math.sqrt(num_draws)
+    seen = torch.stack([stream[0] for stream in streams])  # nor are first draws alike
+    assert seen.std() > 0.15
+
+
+def test_reseeding_repeats_the_stream_whatever_was_drawn_before():
+    expected = draw(3, 7, 1)
+    torch.rand(1000)
+    assert torch.equal(draw(3, 7, 1), expected)
+    torch.manual_seed(0)
+    assert torch.equal(draw(3, 7, 1), expected)
+
+
+@pytest.mark.parametrize("bound", [1, 100, 1000, 10**9])
+def test_buckets_hold_every_gradient_once_in_order_within_the_bound(bound, monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", bound)
+    gradients = [torch.zeros(shape) for shape in [(10,), (3, 5), (1,), (), (400,), (2, 2), (24,), (25,), (26,)]]
+    buckets = distributed._buckets(gradients)
+    assert [id(gradient) for bucket in buckets for gradient in bucket] == [id(gradient) for gradient in gradients]
+    sizes = [sum(gradient.numel() * 4 for gradient in bucket) for bucket in buckets]
+    assert all(size <= bound or len(bucket) == 1 for size, bucket in zip(sizes, buckets, strict=True))
+    for bucket, following in zip(buckets, buckets[1:], strict=False):  # none could take the next one in
+        assert sum(gradient.numel() * 4 for gradient in bucket) + following[0].numel() * 4 > bound
+
+
+def test_one_rank_communicates_nothing_and_a_missing_gradient_becomes_zero():
+    parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    parameters[0].grad = torch.tensor([1.0, 2.0, 3.0])
+    sum_gradients(parameters, ALONE)
+    assert parameters[0].grad.tolist() == [1, 2, 3] and torch.equal(parameters[1].grad, torch.zeros(2, 2))
+    tensor = torch.ones(2)
+    assert sum_over_ranks(tensor, ALONE) is tensor and gather_objects("x", ALONE) == ["x"] and ALONE.is_main
+
+
+def test_start_without_torchrun_is_one_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.start() == ALONE
+    distributed.finish(ALONE)
+
+
+def test_micro_tokens_default_depends_on_the_device_and_a_given_number_stays():
+    assert default_micro_tokens(0, torch.device("cpu")) == 4096
+    assert default_micro_tokens(0, torch.device("cuda")) == 32768
+    assert default_micro_tokens(7, torch.device("cpu")) == default_micro_tokens(7, torch.device("cuda")) == 7
+
+
+PROGRAM = """
+import os
+import torch
+from qa.training import distributed
+
+distributed.BUCKET_BYTES = 120  # several buckets, and a gradient larger than one
+runtime = distributed.start()
+rank = int(os.environ["RANK"])
+assert (runtime.rank, runtime.num_ranks, runtime.is_main) == (rank, 2, rank == 0)
+
+def gradients(rank):
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(shape, generator=generator) for shape in [(3, 4), (5,), (), (40,), (2, 2), (7,)]]
+
+parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients(0)]
+for number, (parameter, gradient) in enumerate(zip(parameters, gradients(rank))):
+    if (rank, number) not in ((0, 1), (1, 1), (1, 3)):  # number 1 on no rank, number 3 on one only
+        parameter.grad = gradient.t().contiguous().t() if gradient.ndim == 2 else gradient
+distributed.sum_gradients(parameters, runtime)
+for number, (parameter, one, other) in enumerate(zip(parameters, gradients(0), gradients(1))):
+    expected = torch.zeros_like(one) if number == 1 else one if number == 3 else one + other
+    assert torch.equal(parameter.grad, expected), number
+
+total = torch.tensor([float(rank), 10.0])
+assert distributed.sum_over_ranks(total, runtime) is total and total.tolist() == [1.0, 20.0]
+assert distributed.gather_objects({"rank": rank}, runtime) == [{"rank": 0}, {"rank": 1}]
+distributed.barrier(runtime)
+distributed.finish(runtime)
+print("rank", rank, "agrees")
+"""
+
+
+def test_two_processes_sum_to_the_sum():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = []
+    for rank in (0, 1):
+        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                                    "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                                    "CUDA_VISIBLE_DEVICES": ""}
+        processes.append(subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+        assert process.returncode == 0 and f"rank {rank} agrees" in output, output
