@@ -1,0 +1,107 @@
+"""Attention of packed rows, which the rest of the model need not know of.
+
+In a transformer only attention looks at several tokens at once; norms, projections and MLPs treat each token alone. So
+the tokens of all rows go through the model as one flat sequence without any padding, and only attention lays them out:
+
+    flat [1, h, T, d]  --spread-->  rows [B, h, n, d]   softmax(Q K^T / sqrt(d) + mask) V   --gather-->  flat [1, T, h, d]
+
+`visible` is the mask: which tokens of a row may be seen (packing.py explains the segments). With fewer key heads than query
+heads, the queries of a group stand beside each other as more queries of one head, so that no key is copied:
+[B, kv, g n, d] x [B, kv, C, d].
+
+`use_packed_attention` makes the function known to transformers and chooses it. A call without a `layout` (transformers' own
+`generate`) goes on to transformers' sdpa.
+
+Letters: B rows, n places per row, T tokens, C keys per row, h query heads, kv key heads, g = h / kv, d size of a head.
+Used by: packing.py (the loss), cache.py (decoding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "qa_packed"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the T tokens of a flat sequence stand: `places` is row * width + slot."""
+
+    places: Tensor  # [T] int64
+    num_rows: int
+    width: int
+    is_cached: bool  # keys and values come from a KVCache, laid out already
+
+    @staticmethod
+    def of(rows: Tensor, num_rows: int, is_cached: bool = False) -> Layout:
+        """`rows`: [T] the row of each token, ascending. In a row the tokens take one place after another."""
+        slots = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+        width = int(slots.max()) + 1
+        return Layout(rows * width + slots, num_rows, width, is_cached)
+
+    def spread(self, flat: Tensor, fill: float = 0) -> Tensor:
+        """[T, ...] -> [B, n, ...], `fill` where no token stands."""
+        shape = flat.shape[1:]
+        places = flat.new_full((self.num_rows * self.width, *shape), fill)
+        return places.index_copy(0, self.places, flat).view(self.num_rows, self.width, *shape)
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """[B, n, ...] -> [T, ...]"""
+        return spread.flatten(0, 1).index_select(0, self.places)
+
+
+def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
+    """Which keys a query may see. The queries are the last n of the C keys; the earlier keys come from a cache.
+
+    Args:
+        query_segments: [B, n]; key_segments: [B, C]. 0 is seen by all later ones of the row, -1 by none but -1.
+
+    Returns:
+        [B, 1, n, C] bool
+    """
+    num_queries, num_keys = query_segments.shape[1], key_segments.shape[1]
+    index = torch.arange(num_keys, device=key_segments.device)
+    not_later = index <= index[num_keys - num_queries :, None]  # [n, C]
+    query_segments, key_segments = query_segments[:, :, None], key_segments[:, None, :]
+    shared_or_own = (key_segments == 0) | (key_segments == query_segments)  # [B, n, C]
+    return (not_later & shared_or_own)[:, None]
+
+
+def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+              layout: Layout | None = None, dropout: float = 0.0, scaling: float | None = None,
+              **kwargs) -> tuple[Tensor, None]:
+    """transformers' attention interface.
+
+    Args:
+        query: [1, h, T, d].
+        key, value: [1, kv, T, d], or [B, kv, C, d] from a cache.
+        attention_mask: [B, 1, n, C], as `visible` makes it.
+
+    Returns:
+        [1, T, h, d], and None for the attention weights, which nobody asks for.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    B, n, kv = layout.num_rows, layout.width, key.shape[1]
+    _, h, _, d = query.shape
+    query = layout.spread(query[0].transpose(0, 1).reshape(-1, kv, h // kv, d))  # [B, n, kv, g, d]
+    query = query.permute(0, 2, 3, 1, 4).reshape(B, kv, h // kv * n, d)
+    if not layout.is_cached:
+        key, value = (layout.spread(flat[0].transpose(0, 1)).transpose(1, 2) for flat in (key, value))  # [B, kv, n, d]
+    mask = attention_mask.repeat(1, 1, h // kv, 1)  # [B, 1, g n, C]
+    output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)  # [B, kv, g n, d]
+    output = output.view(B, kv, h // kv, n, d).permute(0, 3, 1, 2, 4).reshape(B, n, h, d)
+    return layout.gather(output)[None], None
+
+
+def use_packed_attention(model: nn.Module) -> None:
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.config._attn_implementation = NAME

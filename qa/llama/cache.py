@@ -1,0 +1,98 @@
+"""The KV cache of packed rows, and the forward pass that reads and extends it.
+
+A row is a passage, its questions and what has been written behind them so far (packing.py). A new token sees, by its
+segment, the passage and what stands before it of its own question: one mask for reading, decoding and looking ahead.
+This is all that greedy decoding (generate.py) and the search for the best span (extract.py) need of the model.
+
+Shapes: B rows, T new tokens in all, n of the row that has most, C columns of the cache, H hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from qa.llama.attention import Layout, visible
+
+GROWTH = 64  # columns by which a full cache grows at least
+
+
+class KVCache:
+    """Keys and values of B rows, and each column's segment. What LlamaModel takes as `past_key_values`.
+
+    Room is allocated ahead: `torch.cat` in every step would copy the whole cache each time. A forward pass writes behind
+    the first `length` columns; they count only once `length` is advanced, so a look ahead leaves no trace.
+    """
+
+    def __init__(self, num_rows: int, capacity: int, device: torch.device):
+        self.length = 0
+        self.segments = torch.full((num_rows, capacity), -1, device=device)  # [B, C]; -1: nothing there
+        self.keys: list[Tensor] = []  # per layer [B, C, kv heads, head size]
+        self.values: list[Tensor] = []
+        self.rows = self.columns = torch.empty(0)  # [T] where the pass under way writes,
+        self.end = 0  # and behind which column it ends
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_) -> tuple[Tensor, Tensor]:
+        """Called by every attention layer with [1, kv, T, d]: store them, return all [B, kv, C, d] up to them."""
+        found = []
+        for stored, new in ((self.keys, keys), (self.values, values)):
+            if layer_idx == len(stored):  # the first pass tells the shapes and the type
+                num_heads, head_size = new.shape[1], new.shape[3]
+                stored.append(values.new_zeros(*self.segments.shape, num_heads, head_size))
+            stored[layer_idx][self.rows, self.columns] = new[0].transpose(0, 1).to(values.dtype)
+            found.append(stored[layer_idx][:, : self.end].transpose(1, 2))
+        return found[0], found[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def reserve(self, num_columns: int) -> None:
+        """Make room for so many columns in all."""
+        missing = num_columns - self.segments.shape[1]
+        if missing <= 0:
+            return
+        more = max(missing, GROWTH)
+        self.segments = pad(self.segments, (0, more), value=-1)
+        for stored in (self.keys, self.values):
+            for layer in range(len(stored)):  # one at a time: never two caches in memory
+                stored[layer] = pad(stored[layer], (0, 0, 0, 0, 0, more))
+
+    def hide(self, rows: Tensor, columns: Tensor) -> None:
+        """Nothing that comes later sees these places."""
+        self.segments[rows, columns] = -1
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A new cache of these rows; a row may be named often."""
+        other = KVCache(0, 0, self.segments.device)
+        other.length, other.segments = self.length, self.segments[rows]
+        other.keys = [keys[rows] for keys in self.keys]
+        other.values = [values[rows] for values in self.values]
+        return other
+
+
+def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: Tensor, segments: Tensor,
+                   keep: bool = True) -> Tensor:
+    """Run the model on T new tokens, some for each row of the cache.
+
+    Args:
+        rows, ids, positions, segments: [T]; `rows` ascending. A token sees those before it of its row and segment.
+        keep: whether the tokens stay in the cache, in the columns `cache.columns` [T].
+
+    Returns:
+        hidden states [T, H]
+    """
+    num_rows = cache.segments.shape[0]
+    layout = Layout.of(rows, num_rows, is_cached=True)
+    end = cache.length + layout.width
+    cache.reserve(end)
+    cache.rows, cache.columns, cache.end = rows, cache.length + layout.places % layout.width, end
+    spread_segments = layout.spread(segments, fill=-1)  # [B, n]
+    cache.segments[:, cache.length : end] = spread_segments
+    hidden = model.model(
+        input_ids=ids[None], position_ids=positions[None], attention_mask=visible(spread_segments, cache.segments[:, :end]),
+        past_key_values=cache, use_cache=True, layout=layout,
+    ).last_hidden_state[0]  # [T, H]
+    if keep:
+        cache.length = end
+    return hidden

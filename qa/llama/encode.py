@@ -1,0 +1,111 @@
+"""Examples -> prompts, encoded; a passage too long for the model in overlapping pieces.
+
+BERT reads windows (qa/bert/windows.py); LLaMA reads nearly every passage whole. Only where prompt and answer together
+exceed `max_length` tokens is the passage cut. In training a question is put to the one piece that shows its answer
+best; in decoding to every piece, and the most probable answer is kept (`generate.best_pieces`).
+
+Input: Examples and a PromptTemplate. Used by: train_llama.py and predict.py, which hand the prompts to packing.py
+and generate.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qa.data.squad import Example
+from qa.errors import UserError
+from qa.llama.prompt import PromptTemplate, answer_text
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Passage:
+    """A passage or a piece of one; the same object for all its questions, which are told to share a row by it."""
+
+    ids: list[int]  # of context[start_char:end_char]
+    start_char: int
+    end_char: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prompt:
+    """A question about a passage, encoded."""
+
+    index: int  # which of the examples
+    id: str  # the example's, for messages
+    passage: Passage
+    question_ids: list[int]  # with the cue
+    answer_ids: list[int]  # with the end token; in decoding []
+
+
+def encode_examples(template: PromptTemplate, examples: Sequence[Example], max_length: int,
+                    overlap: int = 128, max_new_tokens: int = 0) -> tuple[list[Prompt], list[str]]:
+    """Encode all examples.
+
+    Args:
+        max_length: the most tokens of prompt and answer: the model's context, or --max-length.
+        overlap: tokens that neighbouring pieces of a passage share (half a piece at most).
+        max_new_tokens: 0 for training: one prompt per example, each of which must be trainable, with its answer.
+            Otherwise for decoding: one per example and piece, in order, with room for so long an answer.
+
+    Returns:
+        The prompts, and one line for each kind of cut that was made, to print.
+    """
+    training = max_new_tokens == 0
+    answers = [template.answer_ids(answer_text(example)) if training else [] for example in examples]
+    questions, notes = _encode_questions(template, examples, max_tokens=max_length // 4)
+    longest_tail = max((len(question) + (len(answer) or max_new_tokens)
+                        for question, answer in zip(questions, answers, strict=True)), default=0)
+    room = max_length - len(template.prefix_ids) - longest_tail
+    if room < 8:
+        raise UserError(f"--max-length {max_length}: instruction ({len(template.prefix_ids)} tokens), question and "
+                        f"answer ({longest_tail}) leave no room for a passage; give more, or fewer --shots")
+    overlap = min(overlap, room // 2)
+    pieces_of: dict[str, list[Passage]] = {}
+    prompts = []
+    for index, (example, question, answer) in enumerate(zip(examples, questions, answers, strict=True)):
+        if example.context not in pieces_of:
+            pieces_of[example.context] = [
+                Passage(template.passage_ids(example.context[start_char:end_char]), start_char, end_char)
+                for start_char, end_char in template.split_passage(example.context, room, overlap)
+            ]
+        pieces = pieces_of[example.context]
+        for passage in [_piece_with_answer(pieces, example)] if training else pieces:
+            prompts.append(Prompt(index, example.id, passage, question, answer))
+    if num_long := sum(len(pieces) > 1 for pieces in pieces_of.values()):
+        notes.append(f"{num_long} of {len(pieces_of)} passages are too long for {max_length} tokens: read in pieces "
+                     f"of at most {room} tokens that share {overlap}")
+    return prompts, notes
+
+
+def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+    """What the batch plan needs: which passage each prompt is about, and its tokens without the prefix; int64 [N] each."""
+    numbers: dict[Passage, int] = {}
+    passage = [numbers.setdefault(prompt.passage, len(numbers)) for prompt in prompts]
+    lengths = [len(prompt.passage.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
+    return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
+
+
+def _encode_questions(template: PromptTemplate, examples: Sequence[Example],
+                      max_tokens: int) -> tuple[list[list[int]], list[str]]:
+    questions, cut_ids = [], []
+    for example in examples:
+        question_ids = template.question_ids(example.question)
+        if len(question_ids) > max_tokens:
+            question_ids = template.question_ids(example.question, max_tokens)
+            cut_ids.append(example.id)
+        questions.append(question_ids)
+    if not cut_ids:
+        return questions, []
+    return questions, [f"{len(cut_ids)} questions of more than {max_tokens} tokens were cut (e.g. {cut_ids[0]})"]
+
+
+def _piece_with_answer(pieces: list[Passage], example: Example) -> Passage:
+    """The piece in which the answer is furthest from an edge; the first one for an unanswerable question."""
+    if example.is_impossible:
+        return pieces[0]
+    answer = example.answers[0]
+    return max(pieces, key=lambda piece: min(answer.start_char - piece.start_char,
+                                             piece.end_char - answer.end_char))

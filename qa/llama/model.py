@@ -1,0 +1,197 @@
+"""The base model, any LlamaForCausalLM with its tokenizer, from a folder or a .gguf file; and the way back.
+
+`qa/weights.py` has turned the value of --model into a path; `train_llama.py`, `evaluate.py` and `qa.ask`
+load it here and hand the model to `lora.py` or `adapter.py`. Whatever would make it something else than
+the LLaMA it claims to be is refused here, in one line: another family, missing or packed weights, a
+tokenizer that cannot say which characters a token stands for.
+
+A .gguf file (llama.cpp's format) holds weights in blocks of a few bits each. They are unpacked when loading,
+because LoRA adds to ordinary nn.Linear layers. The file begins with
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
+
+    "GGUF"  version u32  number of tensors u64  number of pairs u64  then pairs of key, type u32, value
+
+of which only the pair general.architecture is read here; transformers reads the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from qa.errors import UserError
+from qa.llama.lora import lora_layers, merge, unmerge
+
+
+def load_llama(
+    path: Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
+
+    Raises UserError, naming `path`, if this is no LLaMA, if its weights are not exactly those of one, or if
+    the tokenizer has no offsets.
+    """
+    if path.is_file():
+        check_gguf(path)
+        folder, where, how = path.parent, {"gguf_file": path.name}, {}
+        if hasattr(transformers, "GgufConfig"):  # before it, unpacking was all that transformers could do
+            how = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    else:
+        check_folder(path)
+        folder, where, how = path, {}, {"use_safetensors": True}
+    try:
+        model, report = LlamaForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **where,
+            **how,
+        )
+    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be loaded as a LLaMA: {_first_line(error)}") from error
+    for problem, keys in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
+        if keys:
+            raise UserError(
+                f"{path} {problem} weights ({len(keys)}, such as {min(keys)}); expected those of a complete "
+                "LlamaForCausalLM with its language-model head"
+            )
+    _forget_packing(model)
+    return model, load_tokenizer(path, folder, **where)
+
+
+def context_length(model: LlamaForCausalLM, max_length: int) -> int:
+    """Resolve `--max-length`: 0 is the model's context, at most 4,096 tokens, since few passages need more."""
+    context = model.config.max_position_embeddings
+    if max_length > context:
+        raise UserError(f"--max-length {max_length}: the model's context has {context} tokens; longer passages are read "
+                        "in pieces, so give at most that")
+    return max_length or min(context, 4096)
+
+
+def load_tokenizer(path: Path, folder: Path, **kwargs) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    except Exception as error:  # the libraries raise anything, bare Exception too, over a broken file
+        raise UserError(f"{path} has no tokenizer that can be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{path} has the tokenizer {type(tokenizer).__name__}, which gives no character offsets; "
+            "expected one with a tokenizer.json"
+        )
+    return tokenizer
+
+
+def check_folder(folder: Path) -> None:
+    """Its config.json says that it is a LLaMA with ordinary weights."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        is_adapter = (folder / "adapter_config.json").is_file()
+        note = " (it holds a LoRA adapter: give it to evaluate.py as --ckpt)" if is_adapter else ""
+        raise UserError(f"{folder} has no config.json{note}; expected the folder of a LLaMA model") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not JSON ({error}); copy the model again") from None
+    family = config.get("model_type")
+    if family != "llama":
+        raise UserError(f"{folder} is a model of the family {family!r}; expected 'llama' (LlamaForCausalLM)")
+    if packing := config.get("quantization_config"):
+        method = packing.get("quant_method", "an unnamed method")
+        raise UserError(f"{folder} holds weights packed by {method}; give the model without it, or a .gguf")
+
+
+def check_gguf(file: Path) -> None:
+    """Its header says that it is a LLaMA."""
+    try:
+        architecture = gguf_architecture(file)
+    except (OSError, ValueError, struct.error) as error:
+        raise UserError(f"{file} is not a readable .gguf file ({error}); copy it again") from None
+    if architecture != "llama":
+        raise UserError(f"{file} holds a model of the architecture {architecture!r}; expected 'llama'")
+
+
+# The metadata types of fixed size, in struct's letters; 8 is a string, 9 an array.
+GGUF_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+def gguf_architecture(file: Path) -> str | None:
+    """The value of general.architecture. It stands first in nearly every file, but need not."""
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ValueError("it does not begin with 'GGUF'")
+        _, _, num_pairs = _read(stream, "IQQ")
+        for _ in range(num_pairs):
+            key, (kind,) = _read_text(stream), _read(stream, "I")
+            value = _read_value(stream, kind)
+            if key == "general.architecture":
+                return value
+    return None
+
+
+def _read(stream: BinaryIO, letters: str) -> tuple:
+    layout = "<" + letters
+    return struct.unpack(layout, stream.read(struct.calcsize(layout)))
+
+
+def _read_text(stream: BinaryIO) -> str:
+    (length,) = _read(stream, "Q")
+    if length > 1 << 30:
+        raise ValueError(f"a text of {length} bytes in its header")
+    return stream.read(length).decode("utf-8", "replace")
+
+
+def _read_value(stream: BinaryIO, kind: int) -> object:
+    if kind == 8:
+        return _read_text(stream)
+    if kind == 9:
+        inner, length = _read(stream, "IQ")
+        return [_read_value(stream, inner) for _ in range(length)]
+    if kind not in GGUF_NUMBERS:
+        raise ValueError(f"unknown metadata type {kind}")
+    return _read(stream, GGUF_NUMBERS[kind])[0]
+
+
+def _forget_packing(model: LlamaForCausalLM) -> None:
+    """An unpacked .gguf is an ordinary model, but one whose config still says "quantized" cannot be saved."""
+    packed = [
+        name for name, m in model.named_modules() if name.endswith("_proj") and type(m) is not nn.Linear
+    ]
+    assert not packed, f"LoRA needs nn.Linear layers: {packed}"
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save W + scale B A, in W's type, as a plain transformers model; `model` itself is unchanged after."""
+    layers = lora_layers(model)
+    was_merged = any(layer.merged for layer in layers.values())
+    merge(model)
+    try:
+        for name, layer in layers.items():
+            _put(model, name, layer.base)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        for name, layer in layers.items():
+            _put(model, name, layer)
+        if not was_merged:
+            unmerge(model)
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

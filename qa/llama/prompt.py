@@ -1,0 +1,255 @@
+r"""The prompt, defined once: an Example's passage, question and answer as token ids.
+
+A prompt is the concatenation of *separately encoded* segments, for training, every decoder and every test:
+
+    prefix      BOS, instruction, demonstrations: the same for every question of a run
+    passage     shared by all questions about it, so that it is read once (packing.py, generate.py)
+    question    what stands between passage and question, the question, and the cue to answer
+    answer      the text and the end token
+
+`plain`, whole:
+
+    {passage}\n{question}\nAnswer: Denver Broncos<eos>
+
+`engineered` in a chat template (this one is SmolLM2's; `|` marks the seams of the segments):
+
+    <|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\nPassage:\n|{passage}|\n\nQuestion: {question}
+    <|im_end|>\n<|im_start|>assistant\nAnswer:| Denver Broncos<|im_end|>
+
+The assistant's turn is begun for the model: small ones then answer more briefly. The template is rendered with
+sentinels for passage and question, and cut there; a date in it is fixed (Llama 3's prints today's). What the user
+wrote (passage, question, answer) never becomes a special token, even if it says "</s>".
+
+Seams. A text begins with a blank unless the text before it ends in a newline; so no segment ends in a blank, and the
+answer begins with the token " Denver", as it does in the passage and in all that the model has read. SentencePiece
+tokenizers put a "▁" before all that is encoded alone ("\n" + "What" would decode to "\n What"): there, a segment
+that stands behind another is encoded behind a newline, whose tokens are then cut off.
+
+The end. An answer ends at a special token or at the first newline. `end_token_ids` are the special tokens and
+every token whose text is blank up to its first newline ("\n", "\n\n", " \n"); P(end) is the sum over them. Tokens
+with the answer's last characters *and* a newline (".\n" in Llama 3), `closing_token_ids`, end it too, and the text
+is cut. Training puts `end_token_id` behind the answer, which is one of these: the token that ends the assistant's
+turn, else eos. There other tools stop as well.
+
+Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: encode.py, generate.py, extract.py.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from qa.data.squad import Example
+from qa.errors import UserError
+
+INSTRUCTION = "Answer the question with the shortest exact span copied from the passage. Write the span only."
+REFUSAL = "unanswerable"
+REFUSAL_INSTRUCTION = f'If the passage does not answer the question, write "{REFUSAL}".'
+DATE = "26 Jul 2024"  # what Llama 3's template prints where it is told no date
+CUE = "Answer:"  # the model goes on behind it
+PASSAGE, QUESTION, ANSWER = "⟦passage⟧", "⟦question⟧", "⟦answer⟧"  # sentinels
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    context: str
+    question: str
+    answer: str  # the refusal for an unanswerable question
+
+
+def choose_demonstrations(examples: Sequence[Example], shots: int, seed: int) -> tuple[Demonstration, ...]:
+    """`shots` training questions, on different passages from the shorter half."""
+    passages: dict[str, list[Example]] = {}
+    for example in examples:
+        if example.trainable:
+            passages.setdefault(example.context, []).append(example)
+    short = sorted(passages, key=len)[: (len(passages) + 1) // 2]
+    if shots > len(short):
+        raise UserError(f"--shots {shots}: more than the training data has to offer, the shorter half of its "
+                        f"{len(passages)} passages; give at most {len(short)}")
+    rng = random.Random(seed)
+    chosen = [rng.choice(passages[context]) for context in rng.sample(short, shots)]
+    return tuple(Demonstration(example.context, example.question.strip(), one_line(answer_text(example)))
+                 for example in chosen)
+
+
+def answer_text(example: Example) -> str:
+    """What the model learns to write: the first answer, or the refusal."""
+    return REFUSAL if example.is_impossible else example.answers[0].text
+
+
+def one_line(text: str) -> str:
+    """An answer as it is written: a newline within it would end it, and becomes a blank."""
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+class PromptTemplate:
+    """How a question is put to one model. Equal `settings` and tokenizers give equal ids.
+
+    Args:
+        kind: "plain" or "engineered".
+        is_v2: the data has unanswerable questions; their answer is `refusal`.
+        demonstrations, instruction, date: of the engineered prompt.
+    """
+
+    def __init__(self, tokenizer, kind: str = "plain", is_v2: bool = False,
+                 demonstrations: Sequence[Demonstration] = (), instruction: str = "", date: str = DATE):
+        assert kind in ("plain", "engineered"), kind
+        if not tokenizer.is_fast:
+            raise UserError(f"--model {tokenizer.name_or_path}: its tokenizer gives no character offsets; expected "
+                            "a model with a tokenizer.json")
+        if kind == "plain" and demonstrations:
+            raise UserError("--shots: the plain prompt has no demonstrations; use --prompt engineered")
+        self.tokenizer, self.kind, self.is_v2, self.date = tokenizer, kind, is_v2, date
+        self.refusal = REFUSAL if is_v2 else None
+        self.instruction = instruction or (f"{INSTRUCTION} {REFUSAL_INSTRUCTION}" if is_v2 else INSTRUCTION)
+        self.demonstrations = tuple(demonstrations)
+        twice = 2 * tokenizer("a", add_special_tokens=False).input_ids
+        self._adds_blank = tokenizer.decode(twice) != "aa"
+        self._passage_ids: dict[str, list[int]] = {}
+
+        turn_end = self._cut_template()
+        has_chat = kind == "engineered" and tokenizer.chat_template  # which writes BOS itself
+        bos_ids = [] if has_chat else self._bos_ids()
+        self.prefix_ids: list[int] = bos_ids + self._encode(self._before_passage, is_first=True)
+        self._find_ends(turn_end)
+
+    def settings(self) -> dict:
+        """All that decides on the ids, beside the tokenizer; JSON."""
+        return {"kind": self.kind, "is_v2": self.is_v2, "instruction": self.instruction, "date": self.date,
+                "demonstrations": [asdict(demonstration) for demonstration in self.demonstrations]}
+
+    @classmethod
+    def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
+        demonstrations = [Demonstration(**fields) for fields in settings["demonstrations"]]
+        return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
+
+    def passage_ids(self, context: str) -> list[int]:
+        """Encoded once per passage, not once per question."""
+        if context not in self._passage_ids:
+            text = _lead(self._before_passage) + context
+            self._passage_ids[context] = self._encode(text, is_user=True, is_first=not self._before_passage)
+        return self._passage_ids[context]
+
+    def question_ids(self, question: str, max_tokens: int | None = None) -> list[int]:
+        """The question in its labels, and the cue. Of the question at most `max_tokens` tokens are kept."""
+        text_ids = self._encode(_lead(self._before_question) + question.strip(), is_user=True)
+        return self._encode(self._before_question) + text_ids[:max_tokens] + self._encode(self._cue)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """The answer and its end token."""
+        return self._encode(_lead(self._cue) + one_line(text), is_user=True) + [self.end_token_id]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The answer's text: no special tokens, cut at the first newline, without blanks at its edges."""
+        decode = self.tokenizer.decode
+        text = decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.split("\n")[0].strip()
+
+    def split_passage(self, context: str, max_tokens: int, overlap: int) -> list[tuple[int, int]]:
+        """Character ranges [start, end) of pieces of at most `max_tokens` tokens that share `overlap` tokens."""
+        if len(self.passage_ids(context)) <= max_tokens:
+            return [(0, len(context))]
+        assert 0 <= overlap < max_tokens, (overlap, max_tokens)
+        encoding = self.tokenizer(context, add_special_tokens=False, split_special_tokens=True,
+                                  return_offsets_mapping=True)
+        starts, ends = zip(*encoding["offset_mapping"], strict=True)
+        ends = (*ends[:-1], len(context))
+        pieces, first = [], 0
+        while not pieces or pieces[-1][1] < len(context):
+            start_char = starts[first] if pieces else 0
+            last = min(first + max_tokens, len(ends)) - 1
+            # Encoded alone, a piece may take a token more: what stood before its first word is gone.
+            while last > first and len(self.passage_ids(context[start_char : ends[last]])) > max_tokens:
+                last -= 1
+            pieces.append((start_char, ends[last]))
+            first = max(last + 1 - overlap, first + 1)
+        return pieces
+
+    def _encode(self, text: str, is_user: bool = False, is_first: bool = False) -> list[int]:
+        """A segment's ids. `is_user`: special tokens in it are mere text. `is_first`: it begins the prompt."""
+        anchor = "\n" if self._adds_blank and text and not is_first else ""
+        encoding = self.tokenizer(anchor + text, add_special_tokens=False, split_special_tokens=is_user,
+                                  return_offsets_mapping=bool(anchor), truncation=False, padding=False)
+        if not anchor:
+            return encoding.input_ids
+        offsets = encoding["offset_mapping"]
+        num_anchor = sum(end_char <= 1 for _, end_char in offsets)
+        assert offsets[num_anchor][0] == 1, f"the tokenizer merges a newline with {text[:9]!r}"
+        return encoding.input_ids[num_anchor:]
+
+    def _cut_template(self) -> str:
+        """Set the texts around passage and question; return what the template writes behind an answer."""
+        if self.kind == "plain":
+            self._before_passage, self._before_question, self._cue = "", "\n", "\n" + CUE
+            return ""
+        messages = self._messages()
+        rendered = self._render(messages, cue=True)
+        if [rendered.count(sentinel) for sentinel in (PASSAGE, QUESTION)] != [1, 1]:
+            raise UserError("--prompt engineered: the model's chat template changes or drops the text of a "
+                            "message; use --prompt plain")
+        self._before_passage, rest = rendered.split(PASSAGE)
+        self._before_question, cue = rest.split(QUESTION)
+        self._cue = cue.rstrip(" ") + _lead(cue.rstrip(" ")) + CUE
+        answered = [*messages, {"role": "assistant", "content": f"{CUE} {ANSWER}"}]
+        return self._render(answered, cue=False).split(ANSWER)[-1]
+
+    def _messages(self) -> list[dict]:
+        messages = [{"role": "system", "content": self.instruction}]
+        for shown in self.demonstrations:
+            messages += [{"role": "user", "content": _ask(shown.context, " " + shown.question)},
+                         {"role": "assistant", "content": f"{CUE} {shown.answer}"}]
+        return [*messages, {"role": "user", "content": _ask(PASSAGE, QUESTION)}]
+
+    def _render(self, messages: list[dict], cue: bool) -> str:
+        """The chat template's text, or ours where the model has none. `cue`: up to the answer's beginning."""
+        if not self.tokenizer.chat_template:
+            labels = {"system": "{}\n\n", "user": "{}\n", "assistant": "{}\n\n"}
+            return "".join(labels[message["role"]].format(message["content"]) for message in messages)
+        # A template may ask for today's date by itself, as Llama 3's does if it is given none.
+        fixed_date = "{%- macro strftime_now(format) -%}" + self.date + "{%- endmacro %}"
+        chat_template = fixed_date + self.tokenizer.get_chat_template()
+        system, first, *others = messages
+        joined = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
+        for variant in (messages, joined):  # some templates (Gemma's) refuse a system message
+            try:
+                return self.tokenizer.apply_chat_template(
+                    variant, chat_template=chat_template, tokenize=False, add_generation_prompt=cue,
+                    date_string=self.date)
+            except Exception as error:  # jinja2's TemplateError, or whatever a template stumbles over
+                reason = str(error)
+        raise UserError(f"--prompt engineered: the model's chat template fails ({reason}); "
+                        "use --prompt plain")
+
+    def _bos_ids(self) -> list[int]:
+        """What the tokenizer puts before a text by itself: BOS, or nothing."""
+        alone = self.tokenizer("a", add_special_tokens=False).input_ids
+        full = self.tokenizer("a").input_ids
+        return next(full[:i] for i in range(len(full)) if full[i : i + len(alone)] == alone)
+
+    def _find_ends(self, turn_end: str) -> None:
+        """Set the three kinds of end token. `turn_end`: the text that the template has behind an answer."""
+        tokenizer = self.tokenizer
+        special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        turn_ends = [id for id, text in special.items() if turn_end.strip().startswith(text)]
+        if not turn_ends and tokenizer.eos_token_id is None:
+            raise UserError(f"--model {tokenizer.name_or_path}: its tokenizer names no end-of-text token")
+        self.end_token_id: int = turn_ends[0] if turn_ends else tokenizer.eos_token_id
+        decode_batch = tokenizer.backend_tokenizer.decode_batch
+        texts = decode_batch([[id] for id in range(len(tokenizer))], skip_special_tokens=False)
+        before_newline = {id: text.split("\n")[0].strip() for id, text in enumerate(texts) if "\n" in text}
+        newlines = {id for id, before in before_newline.items() if not before}
+        self.end_token_ids: list[int] = sorted(special.keys() | newlines)
+        self.closing_token_ids: list[int] = sorted(before_newline.keys() - newlines - special.keys())
+
+
+def _lead(text_before: str) -> str:
+    """The blank that begins a text behind `text_before`, so that no segment needs to end in one."""
+    return "" if not text_before or text_before.endswith("\n") else " "
+
+
+def _ask(passage: str, question: str) -> str:
+    return f"Passage:\n{passage}\n\nQuestion:{question}"

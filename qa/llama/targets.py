@@ -1,0 +1,136 @@
+"""Which layers of a LLaMA get LoRA, and how strong it is in each.
+
+`train_llama.py` builds a `LoraSpec` from its flags, `adapter.py` reads one from adapter_config.json;
+`lora.py` injects what `find_targets` finds. What a target names and what a rank pattern matches follows
+peft 0.21 (`peft/tuners/tuners_utils.py: check_target_module_exists`, `peft/utils/other.py:
+get_pattern_key`), so that one folder means the same in both.
+
+A path is a module's name within the model, "model.layers.7.self_attn.q_proj".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from qa.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Everything that decides the function of an adapter, apart from its tensors.
+
+    targets, exclude: a tuple of layer names ("q_proj" is every layer whose path ends in ".q_proj"); or a
+        string, a regular expression for the whole path. targets may be "all-linear": all but the output head.
+    blocks: only in the blocks with these numbers; None is all.
+    rank_pattern, alpha_pattern: {regular expression for a path's end: rank or alpha there}; the first wins.
+    """
+
+    targets: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    exclude: tuple[str, ...] | str = ()
+    blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if rank < 1:
+                raise UserError(f"--rank (r in a PEFT adapter) is {rank}; give a whole number from 1 upwards")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not 0 < alpha < math.inf:
+                raise UserError(f"--alpha (lora_alpha in a PEFT adapter) is {alpha}; give a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--lora-dropout is {self.dropout}; give a share from 0 up to, but not, 1")
+        for pattern in (self.targets, self.exclude, *self.rank_pattern, *self.alpha_pattern):
+            if isinstance(pattern, str):
+                _check_regex(pattern)
+
+    def rank_of(self, name: str) -> int:
+        return _first_match(self.rank_pattern, name, self.rank)
+
+    def scale_of(self, name: str) -> float:
+        alpha, rank = _first_match(self.alpha_pattern, name, self.alpha), self.rank_of(name)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _first_match(pattern: dict, name: str, default):
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
+def _check_regex(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); "
+            "correct its adapter_config.json"
+        ) from None
+
+
+def targets_from_flag(text: str) -> tuple[str, ...] | str:
+    """The value of --target: "q,k,v,o", "q_proj,gate_proj" or "all-linear". LLaMA's names end in _proj."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all-linear"]:
+        return "all-linear"
+    return tuple(name if "_" in name else f"{name}_proj" for name in names)
+
+
+def find_targets(model: nn.Module, spec: LoraSpec, source: str = "--target") -> dict[str, nn.Linear]:
+    """{path: layer} of the layers that `spec` names, in the model's order.
+
+    Raises UserError, blaming the flag or file `source`, if there is none, or one that is no linear layer, or
+    a head whose weight is the embedding table (adding to it would change the embeddings as well).
+    """
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    linears = {name: m for name, m in modules.items() if type(m) is nn.Linear and m is not head}
+    hint = "name some of " + ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears))
+    if isinstance(spec.targets, str) and spec.targets.lower() == "all-linear":
+        named = linears
+    else:
+        named = {name: m for name, m in modules.items() if name and _matches(spec.targets, name)}
+    found = {n: m for n, m in named.items() if not _matches(spec.exclude, n) and _in_blocks(spec, n)}
+    for name, layer in found.items():
+        if type(layer) is not nn.Linear:
+            kind = type(layer).__name__
+            raise UserError(f"{source} names {name}, which is a {kind} and not a linear layer; {hint}")
+        if layer is head and layer.weight is model.get_input_embeddings().weight:
+            raise UserError(
+                f"{source} names {name}, which shares its weight with the embeddings here; {hint}"
+            )
+    if not found:
+        raise UserError(f"{source} {_shown(spec.targets)} matches no layer of the model; {hint}")
+    return found
+
+
+def check_every_name(model: nn.Module, targets: tuple[str, ...] | str, source: str = "--target") -> None:
+    """Each listed name must match by itself: a misspelt one among good ones would be left out in silence."""
+    for name in targets if isinstance(targets, tuple) else ():
+        find_targets(model, LoraSpec(targets=(name,)), source)
+
+
+def _matches(pattern: tuple[str, ...] | str, name: str) -> bool:
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == ending or name.endswith(f".{ending}") for ending in pattern)
+
+
+def _in_blocks(spec: LoraSpec, name: str) -> bool:
+    """Whether the path's first number, 7 in model.layers.7.mlp.up_proj, is one of `spec.blocks`."""
+    if spec.blocks is None:
+        return True
+    number = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return number is not None and int(number[1]) in spec.blocks
+
+
+def _shown(targets: tuple[str, ...] | str) -> str:
+    return repr(targets) if isinstance(targets, str) else repr(",".join(targets))
