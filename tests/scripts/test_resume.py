@@ -1,0 +1,193 @@
+"""A run that was stopped, killed or damaged goes on as if nothing had happened. Through train_bert.py."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+SAVE_ALL = ("--save-every", "1", "--keep", "30")
+LONG = ("--epochs", "25")  # 100 steps, so that a signal arrives before the end
+
+
+@pytest.fixture(scope="module")
+def whole(scripts, read_run, tmp_path_factory):
+    """whole(ranks, *flags): a run that nothing interrupts, 20 steps if no flag says more, with the dropout of the config."""
+    runs = {}
+
+    def run(ranks: int, *flags: str):
+        if (ranks, flags) not in runs:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            scripts.train(folder, *flags, ranks=ranks)
+            runs[ranks, flags] = read_run(folder)
+        return runs[ranks, flags]
+
+    return run
+
+
+def assert_equal_to_the_bit(run, reference) -> None:
+    """Weights, optimizer, counters, losses, and the product."""
+    for found, expected in ((run.tensors(), reference.tensors()), (run.product(), reference.product())):
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert run.state() == reference.state()
+    assert run.losses() == reference.losses()
+
+
+def wait_for_step(folder, step: int) -> None:
+    """Until the log has a line on `step`."""
+    deadline = time.monotonic() + 300
+    while not (folder / "log.jsonl").exists() or f'"step": {step},' not in (folder / "log.jsonl").read_text():
+        assert time.monotonic() < deadline, f"no step {step} in {folder}"
+        time.sleep(0.005)
+
+
+# ---- stopped --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_run_equals_uninterrupted_run(ranks, whole, scripts, read_run, tmp_path):
+    """20 steps against 10 and 10; an epoch has 4."""
+    ended = scripts.train(tmp_path / "run", "--stop-after", "10", ranks=ranks, status=1)
+    assert ended.last_line == f"stopped after step 10 of 20; go on with: --out {tmp_path / 'run'} --resume"
+    scripts.train(tmp_path / "run", "--resume", ranks=ranks)
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(ranks))
+
+
+def test_dropout_differs_from_rank_to_rank(whole):
+    """Else dropout would be off, and the test above would show little."""
+    assert abs(whole(1).losses()[1] - whole(2).losses()[1]) > 1e-4
+
+
+def test_resumed_on_other_ranks_every_step_has_the_same_examples(whole, scripts, read_run, tmp_path):
+    """Without dropout, in double precision, equal losses and weights leave no room for other examples."""
+    exact = ("--precision", "fp64", "--dropout", "0")
+    scripts.train(tmp_path / "run", *exact, "--stop-after", "7", status=1)
+    scripts.train(tmp_path / "run", *exact, "--stop-after", "6", "--resume", ranks=3, status=1)
+    scripts.train(tmp_path / "run", *exact, "--resume", ranks=2)
+    run, reference = read_run(tmp_path / "run"), whole(1, *exact)
+    assert run.losses() == pytest.approx(reference.losses(), abs=1e-9, rel=0)
+    for name, tensor in reference.tensors().items():
+        torch.testing.assert_close(run.tensors()[name], tensor, atol=1e-9, rtol=0)
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(whole, scripts, read_run, tmp_path):
+    shutil.copytree(whole(1).folder, tmp_path / "run")
+    scripts.train(tmp_path / "run", "--resume")
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+
+
+# ---- signals --------------------------------------------------------------------------------------------------
+
+
+def assert_stopped_early(text: str, run) -> None:
+    stopped = re.search(r"^stopped after step (\d+) of 100; go on with: .*--resume$", text, re.MULTILINE)
+    assert stopped, text[-3000:]
+    assert int(stopped[1]) == run.steps()[-1] == max(run.losses()) < 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_leaves_a_checkpoint_that_resumes(number, whole, scripts, read_run, tmp_path):
+    job = scripts.start(tmp_path / "run", *LONG)
+    wait_for_step(tmp_path / "run", 3)
+    job.send(number)
+    ended = job.wait()
+    run = read_run(tmp_path / "run")
+    assert ended.status == 1 and "Traceback" not in ended.err
+    assert_stopped_early(ended.last_line, run)
+    scripts.train(tmp_path / "run", *LONG, "--resume")
+    assert_equal_to_the_bit(run, whole(1, *LONG))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signal_to_torchrun_stops_all_ranks(number, whole, scripts, read_run, tmp_path):
+    process = scripts.torchrun(2, tmp_path / "run", *LONG)
+    wait_for_step(tmp_path / "run", 3)
+    process.send_signal(number)
+    output = process.communicate(timeout=300)[0]
+    run = read_run(tmp_path / "run")
+    assert process.returncode != 0 and output.count("go on with:") == 1
+    assert_stopped_early(output.replace("\r", "\n"), run)
+    scripts.train(tmp_path / "run", *LONG, "--resume", ranks=2)
+    assert_equal_to_the_bit(run, whole(2, *LONG))
+
+
+def test_signal_to_one_rank_stops_all(scripts, read_run, tmp_path):
+    job = scripts.start(tmp_path / "run", *LONG, ranks=3)
+    wait_for_step(tmp_path / "run", 3)
+    job.send(signal.SIGTERM, rank=2)
+    assert_stopped_early(job.wait().last_line, read_run(tmp_path / "run"))
+    assert {(folder / "status").read_text() for folder in job.folders} == {"1"}
+    assert [(folder / "stderr").read_text() for folder in job.folders[1:]] == ["", ""]  # rank 0 speaks for all
+
+
+# ---- kills and damage -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
+def test_killed_at_any_instant_resumes_to_the_same_end(seed, whole, scripts, read_run, tmp_path):
+    """A run that saves every step: SIGKILL falls on a save more often than not."""
+    generator = random.Random(seed)
+    job = scripts.start(tmp_path / "run", *SAVE_ALL)
+    wait_for_step(tmp_path / "run", generator.randint(1, 20))
+    time.sleep(generator.uniform(0, 0.2))
+    job.send(signal.SIGKILL)
+    assert job.wait().status in (0, -signal.SIGKILL)  # 0: it had just ended
+    ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
+    assert "warning" not in ended.err
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+
+
+def test_killed_while_a_better_product_takes_the_place_of_the_old_one(whole, scripts, read_run, tmp_path):
+    """Between two renames the product has no name; the run still ends with the best on held-out articles."""
+    flags = ("--held-out", "0.3", "--lr", "0.01")
+    reference = whole(1, *flags)
+    best = max(reference.events("evaluation"), key=lambda line: line["f1"])["step"]
+    scripts.train(tmp_path / "run", *flags, "--stop-after", str(best), status=1)
+    (tmp_path / "run" / "model").rename(tmp_path / "run" / ".model.old")
+    scripts.train(tmp_path / "run", *flags, "--resume")
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), reference)
+    assert not list((tmp_path / "run").glob(".model*"))
+
+
+@pytest.fixture(scope="module")
+def stopped_folder(scripts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    scripts.train(folder, *SAVE_ALL, "--stop-after", "10", status=1)
+    return folder
+
+
+def flip_a_bit(path) -> None:
+    content, generator = bytearray(path.read_bytes()), random.Random(path.name)
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_flipped_bit_is_noticed_and_the_checkpoint_before_taken(name, stopped_folder, whole, scripts, read_run, tmp_path):
+    shutil.copytree(stopped_folder, tmp_path / "run")
+    flip_a_bit(tmp_path / "run" / "step-000010" / name)
+    ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
+    assert f"step-000010/{name}" in ended.err and "going on from step-000009" in ended.err
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+
+
+def test_flipped_bit_in_the_file_named_last_is_noticed(stopped_folder, whole, scripts, read_run, tmp_path):
+    shutil.copytree(stopped_folder, tmp_path / "run")
+    flip_a_bit(tmp_path / "run" / "last")
+    ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
+    assert f"{tmp_path / 'run' / 'last'}: " in ended.err and "going on from step-000010" in ended.err
+    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+
+
+def test_without_a_whole_checkpoint_the_resume_is_refused(stopped_folder, scripts, tmp_path):
+    shutil.copytree(stopped_folder, tmp_path / "run")
+    for step in range(1, 11):
+        flip_a_bit(tmp_path / "run" / f"step-{step:06d}" / "state.json")
+    ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume", status=2)
+    assert ended.err.count("\n") == 1 and ended.err.startswith("error: ") and "none that is whole" in ended.err

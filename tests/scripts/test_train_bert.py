@@ -1,0 +1,179 @@
+"""A run of train_bert.py is one computation, however it is cut; number formats; which weights become the product."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qa.bert.windows import make_windows
+from qa.data.batches import epoch_plan
+from qa.data.splits import hold_out_articles
+from qa.data.squad import load_squad
+from qa.training.checkpoint import load_checkpoint, save_checkpoint
+from qa.weights import load_tokenizer
+
+EXACT = ["--precision", "fp64", "--dropout", "0", "--save-every", "1", "--keep", "30"]
+BETA1 = 0.9  # of AdamW's running mean of the gradients, exp_avg
+
+
+def gradients(run) -> torch.Tensor:
+    """[steps, parameters] what each step's update was made from: m_t = b m_(t-1) + (1 - b) g_t, solved for g_t."""
+    means = [torch.cat([tensor.flatten() for name, tensor in sorted(run.tensors(step).items()) if name.endswith(".exp_avg")])
+             for step in run.steps()]
+    return torch.stack([(mean - BETA1 * before) / (1 - BETA1)
+                        for before, mean in zip([torch.zeros_like(means[0]), *means], means, strict=False)])
+
+
+@pytest.fixture(scope="module")
+def one_process(scripts, read_run, tmp_path_factory):
+    """20 steps in double precision without dropout, in one process, a batch in one piece; every step is saved."""
+    folder = tmp_path_factory.mktemp("exact") / "run"
+    scripts.train(folder, *EXACT, "--micro-tokens", "100000")
+    return read_run(folder)
+
+
+def assert_same_computation(run, reference) -> None:
+    assert run.steps() == reference.steps() == list(range(1, 21))
+    expected = gradients(reference)
+    error = (gradients(run) - expected).norm(dim=1) / expected.norm(dim=1)  # [steps]
+    assert error.max() < 1e-10
+    losses = reference.losses()
+    assert run.losses() == pytest.approx(losses, abs=1e-9, rel=0) and len(losses) == 20
+    for step in reference.steps():
+        tensors = run.tensors(step)
+        for name, tensor in reference.tensors(step).items():
+            if name.startswith("model:"):
+                torch.testing.assert_close(tensors[name], tensor, atol=1e-9, rtol=0, msg=f"step {step}: {name}")
+
+
+@pytest.mark.parametrize("ranks, micro_tokens", [
+    (1, 1), (1, 400), (2, 100000), (3, 300),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (2, 250), (3, 100000), (4, 1), (5, 500)))])
+def test_ranks_and_micro_batches_do_not_change_the_gradients(ranks, micro_tokens, one_process, scripts, read_run, tmp_path):
+    """Three ranks and more: one step of each epoch has two windows, so a rank has nothing to do."""
+    scripts.train(tmp_path / "run", *EXACT, "--micro-tokens", str(micro_tokens), ranks=ranks)
+    assert_same_computation(read_run(tmp_path / "run"), one_process)
+
+
+def test_two_ranks_under_torchrun_equal_one(one_process, scripts, read_run, tmp_path):
+    process = scripts.torchrun(2, tmp_path / "run", *EXACT)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert_same_computation(read_run(tmp_path / "run"), one_process)
+
+
+# ---- number formats, and numbers that are none ----------------------------------------------------------------
+
+
+def test_fp16_learns(scripts, read_run, tmp_path):
+    scripts.train(tmp_path / "run", "--precision", "fp16")
+    run = read_run(tmp_path / "run")
+    losses = list(run.losses().values())
+    assert len(losses) == 20 and sum(losses[-4:]) < sum(losses[:4]) - 1  # the last epoch against the first
+    progress = run.state()["progress"]
+    assert progress["step"] == 20 == progress["updates"] + progress["skipped"]
+    assert run.events("step")[-1]["skipped"] == progress["skipped"]
+
+
+def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
+    """A scale that is too large halves until no gradient is infinite; until then weights and schedule stand still."""
+    rates = [1e-3 * min((update + 1) / 2, (20 - update) / 18) for update in range(20)]  # two steps of warmup
+    out, run = tmp_path / "run", read_run(tmp_path / "run")
+    fp16 = ["--precision", "fp16", "--save-every", "1", "--keep", "30"]
+    scripts.train(out, *fp16, "--stop-after", "5", status=1)
+    checkpoint = load_checkpoint(out)
+    checkpoint.state["scaler"]["scale"] = 2.0**26
+    save_checkpoint(out, 5, checkpoint.tensors, checkpoint.state, keep=30)  # takes the place of the other one
+    scripts.train(out, *fp16, "--resume")
+
+    lines = run.events("step")[5:]
+    skipped = [0] + [line["skipped"] for line in lines]  # after steps 5, 6, ..., 20
+    assert skipped[1:4] == [1, 2, 3] and skipped[-1] < 15
+    assert [line["lr"] for line in lines] == pytest.approx([rates[line["step"] - 1 - before]
+                                                            for line, before in zip(lines, skipped, strict=False)])
+    for line, before in zip(lines[1:], skipped[1:], strict=False):
+        step = line["step"]
+        stands_still = all(torch.equal(tensor, run.tensors(step - 1)[name]) for name, tensor in run.tensors(step).items())
+        assert stands_still == (line["skipped"] > before)
+
+
+def longest_windows(lengths: np.ndarray, seed: int) -> list[int]:
+    """Tokens of the longest window of each step of the first epoch."""
+    return [int(lengths[batch].max()) for batch in epoch_plan(lengths, 13, seed, epoch=0)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_run, data_file, tiny_bert_folder, tmp_path):
+    """The embedding of one position is NaN; no window of the first two steps is so long."""
+    examples = load_squad(str(data_file)).examples
+    windows = make_windows(examples, load_tokenizer(tiny_bert_folder), 128, 32)
+    seed = next(seed for seed in range(99) if np.argmax(longest_windows(windows.lengths, seed)) == 2)
+    base = shutil.copytree(tiny_bert_folder, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["embeddings.position_embeddings.weight"][max(longest_windows(windows.lengths, seed)[:2])] = torch.nan
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    ended = scripts.train(tmp_path / "run", "--model", str(base), "--save-every", "1", "--seed", str(seed), ranks=ranks,
+                          status=1)
+    questions = windows.question[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
+    ids = ", ".join(examples[question].id for question in sorted(set(questions.tolist())))
+    assert ended.last_line.startswith("stopped before the update of step 3: loss nan")
+    assert f"questions {ids};" in ended.last_line
+    assert "Traceback" not in ended.err
+    run = read_run(tmp_path / "run")
+    assert run.steps() == [1, 2] and len(run.losses()) == 2 and not (tmp_path / "run" / "model").exists()
+
+
+# ---- which weights become the product -------------------------------------------------------------------------
+
+
+def test_without_held_out_articles_the_product_is_the_last_weights(scripts, read_run, data_file, tmp_path):
+    ended = scripts.train(tmp_path / "run", "--dev-data", str(data_file), "--eval-every", "6")
+    run = read_run(tmp_path / "run")
+    assert [line["step"] for line in run.events("evaluation")] == [6, 12, 18, 20]
+    assert_product_of_step(run, 20)
+    assert f"F1 {run.events('evaluation')[-1]['f1']:.2f}" in ended.out
+
+
+def test_product_is_the_best_on_held_out_articles(scripts, read_run, data_v2_file, tmp_path):
+    """v2.0, a learning rate that ruins the model; the threshold is that of the best weights, and evaluate.py uses it."""
+    out, run = tmp_path / "run", read_run(tmp_path / "run")
+    scripts.train(out, "--train-data", str(data_v2_file), "--held-out", "0.3", "--eval-every", "3", "--save-every", "1",
+                  "--keep", "50", "--lr", "0.03", "--epochs", "12")
+    evaluations = run.events("evaluation")
+    best = max(evaluations, key=lambda line: line["f1"])  # the first of several
+    assert [line["step"] for line in evaluations] == list(range(3, run.steps()[-1] + 1, 3))
+    assert best["step"] < run.steps()[-1], "else this test shows nothing"
+    assert_product_of_step(run, best["step"])
+    settings = json.loads((out / "model" / "qa.json").read_text())
+    assert settings["na_threshold"] == best["na_threshold"] and settings["step"] == best["step"] and settings["is_v2"]
+
+    document = json.loads(data_v2_file.read_text())
+    held_out = {example.title for example in hold_out_articles(load_squad(str(data_v2_file)).examples, 0.3, seed=0)[1]}
+    document["data"] = [article for article in document["data"] if article["title"] in held_out]
+    (tmp_path / "held-out.json").write_text(json.dumps(document))
+    scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")
+    results = out / "evaluation-held-out"
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert {name: best[name] for name in metrics} == metrics
+    odds = json.loads((results / "null_odds.json").read_text())
+    answers = json.loads((results / "predictions.json").read_text())
+    assert {name for name, answer in answers.items() if not answer} == {
+        name for name, score in odds.items() if score > best["na_threshold"]}
+
+
+def test_v2_threshold_is_chosen_even_if_the_run_is_shorter_than_eval_every(scripts, data_v2_file, tmp_path):
+    scripts.train(tmp_path / "run", "--train-data", str(data_v2_file), "--eval-every", "1000", "--epochs", "1")
+    assert json.loads((tmp_path / "run" / "model" / "qa.json").read_text())["na_threshold"] is not None
+
+
+def assert_product_of_step(run, step: int) -> None:
+    product = run.product()
+    weights = {name.removeprefix("model:"): tensor for name, tensor in run.tensors(step).items() if name.startswith("model:")}
+    assert product.keys() == weights.keys()
+    assert all(torch.equal(product[name], tensor) for name, tensor in weights.items())

@@ -1,0 +1,55 @@
+"""Imports torch, transformers and the scripts once, then forks a process for every run that the tests ask for.
+
+The imports take seconds, a run on tiny data less. A forked process executes the real script as `__main__`, with a command
+line, an environment, files for its output and an exit status of its own; so it can be sent signals, be killed, or be
+one of several ranks. Started and spoken to by conftest.py: one JSON request per line on stdin, one process id per line back.
+
+    {"argv": ["train_bert.py", "--lr", ...], "env": {"RANK": "0", ...}, "folder": ".../job-3"}
+    folder/stdout, folder/stderr    what it printed
+    folder/status                   its exit status (-9: killed), once it has ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+
+def serve() -> None:
+    import evaluate  # noqa: F401
+    import train_bert  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if os.fork() == 0:
+            supervise(request)
+            break  # the script's process: it has nothing left to do but to exit as any other
+
+
+def supervise(request: dict) -> None:
+    """Fork once more: the child becomes the script, the parent waits for it and writes down how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    folder = Path(request["folder"])
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        (folder / "status.tmp").write_text(str(status))
+        os.rename(folder / "status.tmp", folder / "status")
+        os._exit(0)
+    for descriptor, name, mode in ((0, os.devnull, "r"), (1, folder / "stdout", "w"), (2, folder / "stderr", "w")):
+        with open(name, mode) as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.update(request["env"])
+    sys.argv = request["argv"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve()

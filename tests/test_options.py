@@ -1,0 +1,177 @@
+"""Options: every field is a flag and back, wrong ones are refused in one line, and what makes a run another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from qa.errors import UserError
+from qa.options import (
+    DEMO_BERT,
+    DEMO_LLAMA,
+    BertOptions,
+    EvaluateOptions,
+    LlamaOptions,
+    TrainOptions,
+    differences,
+    flag,
+    parse,
+    record,
+)
+
+CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions]
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+NAMES = [f"{cls.__name__}-{field.name}" for cls, field in FIELDS]
+
+
+def other_value(field: dataclasses.Field):
+    """A legal value that is not the default."""
+    if field.metadata["choices"]:
+        return next(choice for choice in reversed(field.metadata["choices"]) if choice != field.default)
+    return {bool: True, int: 9, float: 0.25, str: "some/where"}[type(field.default)]
+
+
+def least(cls: type) -> dict:
+    """What has to be given: a run needs its folder."""
+    return {"out": "runs/x"} if issubclass(cls, TrainOptions) else {}
+
+
+def parse_least(cls: type, *argv: str, presets: dict | None = None):
+    return parse(cls, "a script", presets, argv=[*(f"{flag(name)}={value}" for name, value in least(cls).items()), *argv])
+
+
+def refusal(cls: type, *argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse_least(cls, *argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_no_flags_give_the_defaults(cls):
+    assert parse_least(cls) == (cls(**least(cls)), set(least(cls)))
+
+
+@pytest.mark.parametrize("cls, presets", [(BertOptions, DEMO_BERT), (LlamaOptions, DEMO_LLAMA)])
+def test_a_run_without_a_folder_is_refused_but_a_demo_has_one(cls, presets):
+    with pytest.raises(UserError, match="^--out: none given"):
+        parse(cls, "a script", presets, argv=[])
+    parse(cls, "a script", presets, argv=["--demo"])
+
+
+@pytest.mark.parametrize("cls, field", FIELDS, ids=NAMES)
+def test_every_field_is_a_flag(cls, field):
+    value = other_value(field)
+    argv = [flag(field.name)] if value is True else [flag(field.name), str(value)]
+    options, given = parse_least(cls, *argv)
+    assert options == cls(**(least(cls) | {field.name: value})) and given == {field.name, *least(cls)}
+    assert type(getattr(options, field.name)) is type(field.default)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_help_names_every_flag_with_its_help_and_default(cls, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(cls, "What the script does, and 100% of it.\n\n    python script.py --flag", argv=["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "What the script does, and 100% of it. python script.py --flag" in text
+    for field in dataclasses.fields(cls):
+        assert flag(field.name) in text and " ".join(field.metadata["help"].split()) in text
+        if type(field.default) is int:
+            assert f"{' '.join(field.metadata['help'].split())} [{field.default}]" in text
+
+
+def test_flag_wording():
+    assert flag("max_train_questions") == "--max-train-questions"
+
+
+@pytest.mark.parametrize("cls, presets", [(BertOptions, DEMO_BERT), (LlamaOptions, DEMO_LLAMA)])
+def test_demo_sets_what_the_user_did_not(cls, presets):
+    options, given = parse(cls, "a script", presets, argv=["--demo"])
+    assert options == cls(**presets, demo=True) and given == {"demo"}
+    options, given = parse(cls, "a script", presets, argv=["--epochs", "7", "--demo", "--out", "x"])
+    assert options == cls(**(presets | {"epochs": 7, "out": "x"}), demo=True) and given == {"epochs", "demo", "out"}
+    # Also where the user's value is the default, which the preset would have replaced.
+    default = cls().model
+    options, _ = parse(cls, "a script", presets, argv=["--demo", "--model", default])
+    assert options.model == default != presets["model"]
+    options, _ = parse_least(cls, "--epochs", "7", presets=presets)
+    assert options == cls(epochs=7, **least(cls))  # no --demo, no presets
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("argv, parts", [
+    (["--learning-rate", "1"], ["--learning-rate"]),  # unknown
+    (["--batch-siz", "4"], ["--batch-siz"]),  # an abbreviation is no flag: a new option would change what it means
+    (["squad"], ["squad"]),  # no flag at all
+    (["--seed"], ["--seed", "expected one argument"]),
+    (["--seed", "x1"], ["--seed", "'x1'"]),
+    (["--seed", "1.5"], ["--seed", "'1.5'"]),
+    (["--precision", "int8"], ["--precision", "'int8'", "bf16"]),
+])
+def test_wrong_flags_are_refused_in_one_line(cls, argv, parts):
+    message = refusal(cls, *argv)
+    assert all(part in message for part in parts) and "--help" in message, message
+
+
+@pytest.mark.parametrize("cls, name, value", [
+    (TrainOptions, "batch_size", "0"), (TrainOptions, "epochs", "0"), (TrainOptions, "epochs", "-1"),
+    (TrainOptions, "lr", "0"), (TrainOptions, "lr", "-0.1"), (TrainOptions, "lr", "nan"), (TrainOptions, "lr", "inf"),
+    (TrainOptions, "warmup", "1.1"), (TrainOptions, "warmup", "-0.1"), (TrainOptions, "warmup", "nan"),
+    (TrainOptions, "weight_decay", "-1"), (TrainOptions, "clip", "-1"), (TrainOptions, "clip", "nan"),
+    (TrainOptions, "held_out", "1"), (TrainOptions, "held_out", "-0.5"), (TrainOptions, "keep", "0"),
+    (TrainOptions, "log_every", "0"), (TrainOptions, "micro_tokens", "-1"), (TrainOptions, "save_every", "-1"),
+    (TrainOptions, "eval_every", "-1"), (TrainOptions, "stop_after", "-1"), (TrainOptions, "max_train_questions", "-5"),
+    (BertOptions, "max_length", "0"), (BertOptions, "max_length", "7"), (BertOptions, "overlap", "-1"),
+    (BertOptions, "dropout", "1"), (BertOptions, "dropout", "-0.5"), (BertOptions, "max_answer_length", "0"),
+    (LlamaOptions, "rank", "0"), (LlamaOptions, "alpha", "0"), (LlamaOptions, "lora_dropout", "1"),
+    (LlamaOptions, "shots", "-1"), (LlamaOptions, "max_length", "7"),
+    (EvaluateOptions, "num_best", "0"), (EvaluateOptions, "max_questions", "-1"),
+])
+def test_values_out_of_range_are_refused_in_one_line(cls, name, value):
+    message = refusal(cls, f"{flag(name)}={value}")
+    assert message.startswith(f"{flag(name)} {type(cls.__dataclass_fields__[name].default)(value)}: expected "), message
+
+
+def test_limits_themselves_are_allowed():
+    parse_least(BertOptions, "--warmup=1", "--held-out=0", "--clip=0", "--dropout=0", "--weight-decay=0", "--max-length=8",
+                "--overlap=0", "--save-every=0", "--keep=1", "--log-every=1", "--batch-size=1", "--epochs=1")
+
+
+def test_a_negative_threshold_can_be_given():
+    options, given = parse(EvaluateOptions, "a script", argv=["--na-threshold", "-2.5"])
+    assert options.na_threshold == -2.5 and given == {"na_threshold"}
+
+
+# ---- what makes a run another run ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("cls", [BertOptions, LlamaOptions])
+def test_a_record_read_back_from_its_file_differs_in_nothing(cls):
+    options = dataclasses.replace(cls(), lr=1 / 3, held_out=0.1, model="Zürich", seed=2**40)
+    recorded = json.loads(json.dumps(record(options)))
+    assert differences(options, recorded) == []
+    assert differences(options, recorded | {"examples": "a fingerprint"}) == []
+
+
+@pytest.mark.parametrize("cls, field", [pair for pair in FIELDS if pair[0] in (BertOptions, LlamaOptions)],
+                         ids=[name for name in NAMES if name.startswith(("Bert", "Llama"))])
+def test_differences_name_what_changed_but_ignore_free_options(cls, field):
+    changed = dataclasses.replace(cls(), **{field.name: other_value(field)})
+    expected = [] if field.metadata["free"] else [f"{flag(field.name)} {other_value(field)} (was {field.default})"]
+    assert differences(changed, record(cls())) == expected
+
+
+def test_what_decides_the_weights_is_not_free():
+    """And what only decides where, how often and in which cuts, is."""
+    free = {field.name for field in dataclasses.fields(BertOptions) if field.metadata["free"]}
+    assert not free & {"model", "train_data", "max_train_questions", "held_out", "batch_size", "epochs", "lr", "warmup",
+                       "weight_decay", "clip", "seed", "precision", "max_length", "overlap", "dropout"}
+    assert {"out", "resume", "save_every", "keep", "log_every", "micro_tokens", "stop_after"} <= free
+
+
+def test_an_option_that_the_record_does_not_know_is_a_difference():
+    recorded = record(BertOptions())
+    del recorded["lr"]
+    assert differences(BertOptions(), recorded) == ["--lr 0.0001 (was None)"]
