@@ -220,6 +220,7 @@ def test_best_piece_is_the_most_probable_that_is_no_refusal():
         ("b", -2.0, -2.0), ("no", -1.0, -2.0), ("c", -9.0, None)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.squad
 @pytest.mark.weights
 @pytest.mark.skipif("SQUAD_DIR" not in os.environ, reason="SQUAD_DIR is not set")
