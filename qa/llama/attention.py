@@ -18,7 +18,7 @@ Used by: packing.py (the loss), cache.py (decoding).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,12 @@ NAME = "qa_packed"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the T tokens of a flat sequence stand: `places` is row * width + slot."""
+    """Where the T tokens of a flat sequence stand in rows."""
 
-    places: Tensor  # [T] int64
+    rows: Tensor  # [T] int64, ascending
+    places: Tensor  # [T] int64: row * width + slot
     num_rows: int
-    width: int
+    width: int  # tokens of the longest row
     is_cached: bool  # keys and values come from a KVCache, laid out already
 
     @staticmethod
@@ -44,7 +45,10 @@ class Layout:
         """`rows`: [T] the row of each token, ascending. In a row the tokens take one place after another."""
         slots = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
         width = int(slots.max()) + 1
-        return Layout(rows * width + slots, num_rows, width, is_cached)
+        return Layout(rows, rows * width + slots, num_rows, width, is_cached)
+
+    def to(self, device: torch.device | str) -> Layout:
+        return replace(self, rows=self.rows.to(device), places=self.places.to(device))
 
     def spread(self, flat: Tensor, fill: float = 0) -> Tensor:
         """[T, ...] -> [B, n, ...], `fill` where no token stands."""

@@ -70,9 +70,9 @@ def read(model, rows: Sequence[Row], prefix_ids: list[int], prefix: KVCache) -> 
     batch = collate(rows, prefix_ids, prefix_is_cached=True).to(model.device)
     cache = prefix.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
     cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
-    hidden = forward_tokens(model, cache, batch.rows, batch.input_ids, batch.positions, batch.segments)  # [T, H]
+    hidden = forward_tokens(model, cache, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)  # [T, H]
     cues = batch.predicting  # [Q]
-    return Reading(batch.prompts, cache, batch.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
+    return Reading(batch.prompts, cache, batch.layout.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
                    _logits(model, hidden[cues]))
 
 

@@ -103,8 +103,7 @@ class Batch:
     """Rows as one flat sequence of T tokens, without padding. `prompts`: the questions in order; ids for messages."""
 
     prompts: list[Prompt]
-    num_rows: int
-    rows: Tensor  # [T] int64, ascending
+    layout: Layout  # which row each token stands in
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     segments: Tensor  # [T] int64: 0 prefix and passage; 1, 2, ... a row's questions
@@ -112,8 +111,8 @@ class Batch:
     targets: Tensor  # [N] int64: these answer tokens
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, **{name: value.to(device, non_blocking=True)
-                                for name, value in vars(self).items() if isinstance(value, Tensor)})
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | Layout)}
+        return replace(self, **moved)
 
 
 def collate(rows: Sequence[Row], prefix_ids: list[int], prefix_is_cached: bool = False) -> Batch:
@@ -138,8 +137,8 @@ def collate(rows: Sequence[Row], prefix_ids: list[int], prefix_is_cached: bool =
         of_row += [number] * (len(ids) - begin)
     prompts = [prompt for row in rows for prompt in row.prompts]
     targets = [id for prompt in prompts for id in prompt.answer_ids]
-    tensors = (torch.tensor(values, dtype=torch.int64) for values in (of_row, ids, positions, segments, predicting, targets))
-    return Batch(prompts, len(rows), *tensors)
+    tensors = (torch.tensor(values, dtype=torch.int64) for values in (ids, positions, segments, predicting, targets))
+    return Batch(prompts, Layout.of(torch.tensor(of_row), len(rows)), *tensors)
 
 
 class AnswerLoss(nn.Module):
@@ -156,11 +155,10 @@ class AnswerLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum, a scalar in at least fp32; `len(batch.targets)` is the number of its terms."""
-        layout = Layout.of(batch.rows, batch.num_rows)
-        segments = layout.spread(batch.segments, fill=-1)  # [B, L]
+        segments = batch.layout.spread(batch.segments, fill=-1)  # [B, L]
         hidden = self.model.model(
             input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=visible(segments, segments),
-            layout=layout, use_cache=False,
+            layout=batch.layout, use_cache=False,
         ).last_hidden_state[0]  # [T, H]
         logits = self.model.lm_head(hidden[batch.predicting])  # [N, V], never [T, V]
         return cross_entropy(at_least_fp32(logits), batch.targets, reduction="sum")

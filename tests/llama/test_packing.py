@@ -69,6 +69,16 @@ def test_packed_equals_one_row_per_question(tiny_llama_factory, monkeypatch, tie
             assert difference <= tolerance * expected_gradients[name].norm(), name
 
 
+def test_gradient_checkpointing_changes_nothing(tiny_llama):
+    (rows,) = micro_batches(random_prompts(5), len(PREFIX), 10_000)
+    answer_loss = AnswerLoss(tiny_llama.train())
+    expected, expected_gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, PREFIX)))
+    tiny_llama.gradient_checkpointing_enable({"use_reentrant": False})
+    loss, gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, PREFIX)))
+    assert loss == expected
+    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in gradients)
+
+
 def test_loss_does_not_depend_on_the_cut_into_micro_batches(tiny_llama):
     model = tiny_llama.double()
     prompts = random_prompts(4, num_passages=5)
@@ -83,10 +93,9 @@ def test_loss_does_not_depend_on_the_cut_into_micro_batches(tiny_llama):
 def hidden_states(model, batch):
     """[T, H], the pass of AnswerLoss up to the last layer."""
     use_packed_attention(model)
-    layout = Layout.of(batch.rows, batch.num_rows)
-    segments = layout.spread(batch.segments, fill=-1)
+    segments = batch.layout.spread(batch.segments, fill=-1)
     return model.model(batch.input_ids[None], attention_mask=visible(segments, segments), use_cache=False,
-                       position_ids=batch.positions[None], layout=layout).last_hidden_state[0]  # fmt: skip
+                       position_ids=batch.positions[None], layout=batch.layout).last_hidden_state[0]  # fmt: skip
 
 
 def test_a_question_sees_nothing_of_the_others(tiny_llama):
@@ -96,7 +105,7 @@ def test_a_question_sees_nothing_of_the_others(tiny_llama):
     before = hidden_states(tiny_llama, batch)
     for row in range(len(rows)):
         for segment in range(1, len(rows[row].prompts) + 1):
-            changed = (batch.rows == row) & (batch.segments == segment)
+            changed = (batch.layout.rows == row) & (batch.segments == segment)
             assert changed.any()
             other = replace(batch, input_ids=torch.where(changed, 383 - batch.input_ids, batch.input_ids))
             after = hidden_states(tiny_llama, other)
@@ -112,7 +121,7 @@ def test_rows_together_equal_rows_alone(tiny_llama):
     together = hidden_states(model, batch)
     for i, row in enumerate(rows):
         alone = hidden_states(model, collate([row], PREFIX))
-        assert torch.allclose(together[batch.rows == i], alone, rtol=0, atol=1e-6)
+        assert torch.allclose(together[batch.layout.rows == i], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("prefix_is_cached", [False, True])
@@ -131,10 +140,10 @@ def test_layout_matches_brute_force(prefix_is_cached):
                 tokens += [(i, segment, place, whole_prompt[place]) for place in places]
                 first = len(whole) + len(prompt.question_ids)
                 predicted += [(i, segment, place - 1, whole_prompt[place]) for place in range(first, len(whole_prompt))]
-        found = zip(batch.rows, batch.segments, batch.positions, batch.input_ids, strict=True)
+        found = zip(batch.layout.rows, batch.segments, batch.positions, batch.input_ids, strict=True)
         assert [tuple(int(value) for value in values) for values in found] == tokens
         at = batch.predicting
-        found = zip(batch.rows[at], batch.segments[at], batch.positions[at], batch.targets, strict=True)
+        found = zip(batch.layout.rows[at], batch.segments[at], batch.positions[at], batch.targets, strict=True)
         assert [tuple(int(value) for value in values) for values in found] == predicted
 
 
