@@ -31,6 +31,19 @@ with the answer's last characters *and* a newline (".\n" in Llama 3), `closing_t
 is cut. Training puts `end_token_id` behind the answer, which is one of these: the token that ends the assistant's
 turn, else eos. There other tools stop as well.
 
+The wording was chosen on 101 questions of six held-out *training* articles (SmolLM2-135M-Instruct, bf16, greedy, at most
+16 tokens, texts before grounding); each line changes one thing:
+
+    EM    F1
+    0.0   1.7   plain: 84 of the answers are empty, the model ends the line at once
+    0.0  17.0   engineered, "... the shortest exact span copied from the passage. Write the span only.", no cue (153 questions)
+    6.9  18.7   the same, and "Answer:" begun for the model
+    7.9  19.1   "... with one to five words copied from it. Never write a sentence."
+    7.9  19.9   "Extract the answer ... a few words copied from the passage and nothing else."
+    9.9  21.2   INSTRUCTION
+    5.0  14.7   the instruction behind the question
+   12.9  24.4   the second wording with three demonstrations (--shots 3)
+
 Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: encode.py, generate.py, extract.py.
 """
 
@@ -44,7 +57,7 @@ from dataclasses import asdict, dataclass
 from qa.data.squad import Example
 from qa.errors import UserError
 
-INSTRUCTION = "Answer the question with the shortest exact span copied from the passage. Write the span only."
+INSTRUCTION = "Read the passage and answer the question with a short phrase copied from it, not a sentence."
 REFUSAL = "unanswerable"
 REFUSAL_INSTRUCTION = f'If the passage does not answer the question, write "{REFUSAL}".'
 DATE = "26 Jul 2024"  # what Llama 3's template prints where it is told no date
