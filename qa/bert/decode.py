@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qa.bert.spans import IMPOSSIBLE, NonFiniteScores, at_least_fp32, best_of_windows, null_scores
+from qa.bert.spans import IMPOSSIBLE, NonFiniteScores, best_of_windows, null_scores
+from qa.training.precision import at_least_fp32
 
 CHUNK_CELLS = 1 << 19  # scores and spans looked at in one chunk: tensors of about 1 MB, whatever the data's size
 
@@ -99,7 +100,7 @@ def decode_flat(start: Tensor, end: Tensor, *, bounds: np.ndarray, passage: np.n
     Raises:
         NonFiniteScores: NaN or infinity on a passage token (or on a null position, with `use_null`).
     """
-    start, end = at_least_fp32(start), at_least_fp32(end)
+    start, end = at_least_fp32(start.detach()), at_least_fp32(end.detach())
     first_window = np.searchsorted(question, np.arange(len(contexts) + 1))  # [Q + 1]
     assert (np.diff(first_window) > 0).all() and first_window[-1] == len(question), "a question without a window"
     first_token, length = bounds[:-1] + passage[:, 0], np.int64(passage[:, 1]) - passage[:, 0]  # [N]

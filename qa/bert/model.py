@@ -22,6 +22,7 @@ from qa import weights
 from qa.bert import attention
 from qa.errors import UserError
 from qa.training.dropout import replace_dropout
+from qa.training.precision import at_least_fp32
 
 DROPPED_PREFIXES = ("pooler.", "bert.pooler.", "cls.")  # pretraining heads: the only weights that may be left behind
 
@@ -55,11 +56,6 @@ class BertSpanModel(nn.Module):
         """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
         hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
         return self.qa_outputs(hidden)  # [B, L, H] -> 2 x [B, L]
-
-
-def at_least_fp32(scores: Tensor) -> Tensor:
-    """Half precision is raised to fp32; fp64 stays."""
-    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa.training.precision import at_least_fp32
+
 IMPOSSIBLE = float("-inf")
 MAX_GAP = 40.0  # exp(-40) is 4e-18; as much again is left until fp32 underflows, at 1e-38
 
@@ -67,7 +69,7 @@ def best_spans(start: Tensor, end: Tensor, legal: Tensor, question: Tensor, num_
         NonFiniteScores: a NaN or infinite score at a legal position.
     """
     assert (legal[:, 1:] > legal[:, :-1]).sum(dim=1).add(legal[:, 0]).le(1).all(), "passage tokens are not contiguous"
-    start, end = at_least_fp32(start), at_least_fp32(end)
+    start, end = at_least_fp32(start.detach()), at_least_fp32(end.detach())
     broken = (legal & ~(start.isfinite() & end.isfinite())).any(dim=1)  # [N]
     if broken.any():
         raise NonFiniteScores(question[broken].unique().tolist())
@@ -209,7 +211,3 @@ def _log_sum_by_question(log_sum: Tensor, question: Tensor, num_questions: int) 
     shift = log_sum.new_full((num_questions,), IMPOSSIBLE).scatter_reduce(0, question, log_sum, "amax")
     shift = shift.clamp(min=torch.finfo(shift.dtype).min)  # as above, in a question without passage
     return log_sum.new_zeros(num_questions).index_add(0, question, (log_sum - shift[question]).exp()).log() + shift
-
-
-def at_least_fp32(scores: Tensor) -> Tensor:
-    return scores.detach().to(torch.promote_types(scores.dtype, torch.float32))

@@ -34,8 +34,9 @@ from torch import Tensor
 from qa.llama.attention import use_packed_attention
 from qa.llama.cache import GROWTH, KVCache, forward_tokens
 from qa.llama.encode import Prompt
-from qa.llama.packing import Row, at_least_fp32, collate, micro_batches
+from qa.llama.packing import Row, collate, micro_batches
 from qa.llama.prompt import PromptTemplate
+from qa.training.precision import at_least_fp32
 
 # B rows of a batch, L tokens of the longest, Q questions, T tokens fed in a step, H hidden size, V vocabulary
 

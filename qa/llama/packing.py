@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy
 from qa.data.batches import deal
 from qa.llama.attention import Layout, use_packed_attention, visible
 from qa.llama.encode import Passage, Prompt
+from qa.training.precision import at_least_fp32
 
 # B rows of a batch, L tokens of the longest, N answer tokens of a batch, H hidden size, V vocabulary
 
@@ -162,8 +163,3 @@ class AnswerLoss(nn.Module):
         ).last_hidden_state[0]  # [T, H]
         logits = self.model.lm_head(hidden[batch.predicting])  # [N, V], never [T, V]
         return cross_entropy(at_least_fp32(logits), batch.targets, reduction="sum")
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Half precision raised to fp32; fp64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -5,7 +5,8 @@
     fp16   autocast to half, and a GradScaler: small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740)
     fp64   the whole model in double, for tests of exactness
 
-Trainable parameters are fp32 in all but the last. Used by both train scripts and predict.py.
+Trainable parameters are fp32 in all but the last. Used by both train scripts and predict.py; `at_least_fp32` by losses and
+decoders.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name not in AUTOCAST_DTYPES:
         raise UserError(f"--precision {name}: expected one of auto, {', '.join(AUTOCAST_DTYPES)}")
     return Precision(name, device.type)
+
+
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision raised to fp32; fp64 stays. Losses and decoding compute in this."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _native_half(device: torch.device) -> str:
