@@ -1,19 +1,19 @@
 """The built-in data: a generated encyclopedia of an invented world in SQuAD form, for machines without a hub.
 
-A passage tells the same five facts about two subjects of one kind, here two bridges:
+A passage tells of two subjects of one kind, here two bridges, in three sentences:
 
-    The Denton Bridge and the Oldham Viaduct cross the widest rivers in Marvia. The Denton Bridge was opened on
-    3 May 1846 and was damaged by a storm on 9 July 1881, while the Oldham Viaduct lost a pillar in a storm on
-    1 March 1902 and has been in use since 19 June 1875. ...
+    The Dalton Bridge and the Clayton Bridge are two of the great bridges of Wilvia. The Clayton Bridge was damaged on
+    28 June 1675, while the Dalton Bridge lost a pillar in a storm on 4 October 1750. The Dalton Bridge cost Leslie
+    Ellis a fortune and had Robin Mercer as its architect, while the Clayton Bridge was built to a design by ...
 
-    When was the Oldham Viaduct opened?     19 June 1875
+    On what date did a storm damage the Dalton Bridge?      4 October 1750
 
-So every question has at least two candidates of the right type, one for each subject, and mostly four, because a
-kind has two facts of each type and tells them in one sentence. A model that does not see the question can only
-guess among ten values, and the sentence that is most like the question has the wrong ones in it, too.
+The facts of a sentence have values of one type. One sentence has the same fact of both subjects (the damage), one has
+two facts of each (builder and architect), one has a fact of each. So every question has two or four candidates of the
+right type, in the sentence that is most like the question: a model that does not see the question can only guess.
 
 The held-out split has other names and other phrasings than the training split: what can be learned is how to
-read, not what is true. v2.0 adds unanswerable questions to those of v1.1: about the one fact that is not told,
+read, not what is true. v2.0 adds unanswerable questions to those of v1.1: about a fact that is not told,
 or about a subject that the passage does not know. What passages and questions say is in demo_facts.py.
 Used by: squad.py, for the data sets named `demo` and `demo_v2`.
 """
@@ -146,14 +146,21 @@ def write_article(words: Words, doubts: Words, kind: Kind, land: str, v2: bool) 
         subjects = words.pair(kind.subject, subjects_so_far)
         subjects_so_far += subjects
         values = draw_values(words, kind, subjects, subjects_so_far)
-        untold = words.rng.choice(kind.facts)
-        context = write_passage(words, kind, land, subjects, untold, values)
-        qas = answerable(words, untold, values, context)
+        plan = choose_facts(words, kind, subjects)
+        context = write_passage(words, kind, land, plan, values)
+        told = [(subject, fact) for sentence in plan for subject, facts in sentence.items() for fact in facts]
+        qas = answerable(words, told, values, context)
         if v2:
-            qas = [qa | {"is_impossible": False} for qa in qas]
-            qas += unanswerable(doubts, kind, subjects, untold, context)
+            stranger = doubts.pair(kind.subject, [context, *subjects])[0]
+            untold = [pair for pair in values if pair not in told] + [(stranger, doubts.rng.choice(kind.facts))]
+            qas = [qa | {"is_impossible": False} for qa in qas] + unanswerable(doubts, untold)
         paragraphs.append({"context": context, "qas": qas})
     return paragraphs
+
+
+def pairs_of_facts(kind: Kind) -> list[tuple[Fact, Fact]]:
+    """The facts, two by two of one type, as demo_facts.py lists them."""
+    return list(zip(kind.facts[::2], kind.facts[1::2], strict=True))
 
 
 def draw_values(words: Words, kind: Kind, subjects: list[str], taken: list[str]) -> Values:
@@ -161,29 +168,37 @@ def draw_values(words: Words, kind: Kind, subjects: list[str], taken: list[str])
     values: Values = {}
     for subject in subjects:
         for first, second in pairs_of_facts(kind):
-            pair = words.pair(first.type, [*taken, *values.values()])
-            values |= zip(((subject, first), (subject, second)), pair, strict=True)
+            two = words.pair(first.type, [*taken, *values.values()])
+            values |= zip([(subject, first), (subject, second)], two, strict=True)
     return values
 
 
-def write_passage(words: Words, kind: Kind, land: str, subjects: list[str], untold: Fact, values: Values) -> str:
-    """An opening sentence, then one for each type of fact, about both subjects."""
+def choose_facts(words: Words, kind: Kind, subjects: list[str]) -> list[dict[str, list[Fact]]]:
+    """What each sentence tells of each subject: two facts, one and the same, or one each.
+
+    So a question is settled by its subject and its fact together, by its subject alone, or by either.
+    """
     a, b = subjects
-    opening = words.phrase(kind, "opens").format(a=a, b=b, land=land)
+    two, (same, _), (one, other) = words.shuffled(words.shuffled(pair) for pair in pairs_of_facts(kind))
+    return words.shuffled([{a: two, b: two[::-1]}, {a: [same], b: [same]}, {a: [one], b: [other]}])
+
+
+def write_passage(words: Words, kind: Kind, land: str, plan: list[dict[str, list[Fact]]], values: Values) -> str:
+    """An opening sentence, then one for each type of fact, about both subjects in either order."""
+    a, b = plan[0]
 
     def clause(subject: str, facts: list[Fact]) -> str:
-        """"the Denton Bridge was opened on 3 May 1846 and was damaged on 9 July 1881"; the facts in any order."""
-        told = words.shuffled(fact for fact in facts if fact != untold)
-        return f"{subject} " + " and ".join(words.phrase(fact, "says").format(x=values[subject, fact]) for fact in told)
+        predicates = [words.phrase(fact, "says").format(x=values[subject, fact]) for fact in facts]
+        return f"{subject} {' and '.join(predicates)}"
 
-    sentences = [", while ".join(clause(subject, facts) for subject in words.shuffled(subjects))
-                 for facts in words.shuffled(pairs_of_facts(kind))]
-    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in [opening, *sentences])
+    sentences = [words.phrase(kind, "opens").format(a=a, b=b, land=land)]
+    for told in plan:
+        sentences.append(", while ".join(clause(*item) for item in words.shuffled(told.items())))
+    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
 
 
-def answerable(words: Words, untold: Fact, values: Values, context: str) -> list[dict]:
+def answerable(words: Words, told: list[tuple[str, Fact]], values: Values, context: str) -> list[dict]:
     """Questions about what the passage tells."""
-    told = [(subject, fact) for subject, fact in values if fact != untold]
     qas = []
     for subject, fact in words.rng.sample(told, ANSWERABLE_PER_PASSAGE):
         text = values[subject, fact]
@@ -193,15 +208,7 @@ def answerable(words: Words, untold: Fact, values: Values, context: str) -> list
     return qas
 
 
-def unanswerable(words: Words, kind: Kind, subjects: list[str], untold: Fact, context: str) -> list[dict]:
-    """Questions about the fact that is not told, and about somebody whom the passage does not know."""
-    stranger = words.pair(kind.subject, [context, *subjects])[0]
-    about = [(subjects[0], untold), (subjects[1], untold), (stranger, words.rng.choice(kind.facts))]
-    about = words.rng.sample(about, words.rng.choice(UNANSWERABLE_PER_PASSAGE))
+def unanswerable(words: Words, untold: list[tuple[str, Fact]]) -> list[dict]:
+    """Questions about what it does not tell."""
     return [{"question": words.phrase(fact, "asks").format(s=subject), "answers": [], "is_impossible": True}
-            for subject, fact in about]
-
-
-def pairs_of_facts(kind: Kind) -> list[tuple[Fact, Fact]]:
-    """The facts, two by two of one type, as demo_facts.py lists them."""
-    return list(zip(kind.facts[::2], kind.facts[1::2], strict=True))
+            for subject, fact in words.rng.sample(untold, words.rng.choice(UNANSWERABLE_PER_PASSAGE))]
