@@ -1,7 +1,8 @@
 """The KV cache of packed rows, and the forward pass that reads and extends it.
 
 A row is a passage, its questions and what has been written behind them so far (packing.py). A new token sees, by its
-segment, the passage and what stands before it of its own question: one mask for reading, decoding and looking ahead.
+segment, the passage and what stands before it of its own question: one mask for reading, decoding and looking ahead. A
+search goes on from a question in many ways at once; there a token names the columns of its ancestors itself.
 This is all that greedy decoding (generate.py) and the search for the best span (extract.py) need of the model.
 
 Shapes: B rows, T new tokens in all, n of the row that has most, C columns of the cache, H hidden size.
@@ -72,12 +73,15 @@ class KVCache:
 
 
 def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: Tensor, segments: Tensor,
-                   keep: bool = True) -> Tensor:
+                   keep: bool = True, seen: Tensor | None = None) -> Tensor:
     """Run the model on T new tokens, some for each row of the cache.
 
     Args:
         rows, ids, positions, segments: [T]; `rows` ascending. A token sees those before it of its row and segment.
         keep: whether the tokens stay in the cache, in the columns `cache.columns` [T].
+        seen: [T, A] columns that a token sees beside those, its own among them. Then the new tokens are a tree: each is
+            hidden from all that do not name its column, now and later. The first token of a row goes to the column
+            `cache.length`, the next one to the next.
 
     Returns:
         hidden states [T, H]
@@ -88,10 +92,13 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
     cache.reserve(end)
     cache.rows, cache.columns, cache.end = rows, cache.length + layout.places % layout.width, end
     spread_segments = layout.spread(segments, fill=-1)  # [B, n]
-    cache.segments[:, cache.length : end] = spread_segments
+    cache.segments[:, cache.length : end] = spread_segments if seen is None else -1
+    mask = visible(spread_segments, cache.segments[:, :end])  # [B, 1, n, C]
+    if seen is not None:
+        mask[rows[:, None], 0, (layout.places % layout.width)[:, None], seen] = True
     hidden = model.model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=visible(spread_segments, cache.segments[:, :end]),
-        past_key_values=cache, use_cache=True, layout=layout,
+        input_ids=ids[None], position_ids=positions[None], attention_mask=mask, past_key_values=cache, use_cache=True,
+        layout=layout,
     ).last_hidden_state[0]  # [T, H]
     if keep:
         cache.length = end

@@ -52,7 +52,7 @@ class Reading:
     rows: Tensor  # [Q] row of each question, ascending
     segments: Tensor  # [Q] its segment in that row
     positions: Tensor  # [Q] the position of its answer's first token
-    logits: Tensor  # [Q, V] of its answer's first token, at least fp32
+    hidden: Tensor  # [Q, H] that predict its answer's first token
 
 
 def read_prefix(model, prefix_ids: list[int]) -> KVCache:
@@ -74,7 +74,7 @@ def read(model, rows: Sequence[Row], prefix_ids: list[int], prefix: KVCache) -> 
     hidden = forward_tokens(model, cache, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)  # [T, H]
     cues = batch.predicting  # [Q]
     return Reading(batch.prompts, cache, batch.layout.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
-                   _logits(model, hidden[cues]))
+                   hidden[cues])
 
 
 def _logits(model, hidden: Tensor) -> Tensor:
@@ -123,10 +123,10 @@ def decode(model, reading: Reading, template: PromptTemplate, max_new_tokens: in
     cache, device = reading.cache, model.device
     rows, segments, positions = (of.tolist() for of in (reading.rows, reading.segments, reading.positions))
     answers = [Generation(prompt) for prompt in reading.prompts]
-    for answer, choice in zip(answers, _choices(reading.logits, template), strict=True):
+    for answer, choice in zip(answers, _choices(_logits(model, reading.hidden), template), strict=True):
         _append(answer, choice, template)
     while open_questions := [q for q, answer in enumerate(answers) if _is_open(answer, max_new_tokens)]:
-        cache, rows = _drop_ended_rows(cache, rows, open_questions)
+        cache, rows = drop_ended_rows(cache, rows, open_questions)
         drafts = [_draft(answers[q], max_new_tokens) for q in open_questions]
         fed = []  # (row, id, position, segment) of every token: an answer's last one, and its draft
         for q, draft in zip(open_questions, drafts, strict=True):
@@ -185,7 +185,7 @@ def _draft(answer: Generation, max_new_tokens: int) -> list[int]:
     return []
 
 
-def _drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int]) -> tuple[KVCache, list[int]]:
+def drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int]) -> tuple[KVCache, list[int]]:
     """Once half of the rows have no open question: the cache of the others, and the questions' rows in it."""
     open_rows = sorted({rows[q] for q in open_questions})
     if 2 * len(open_rows) > cache.segments.shape[0]:
@@ -195,10 +195,10 @@ def _drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int])
     return selected, [renumbered.get(row, -1) for row in rows]
 
 
-def score(model, reading: Reading, template: PromptTemplate, answers: Sequence[list[int]]) -> list[float]:
+def score(model, reading: Reading, template: PromptTemplate, answers: Sequence[list[int]], chunk: int = 0) -> list[float]:
     """log P(tokens, end | prompt) of one given answer per question, as `PromptTemplate.answer_ids` encodes it.
 
-    The answers' tokens are run over the reading's cache and leave no trace in it.
+    The answers' tokens are run over the reading's cache and leave no trace in it. `chunk`: rows of logits at a time; 0: all.
     """
     device, num_questions = model.device, len(answers)
     lengths = torch.tensor([len(ids) - 1 for ids in answers], device=device)  # without the end
@@ -207,16 +207,46 @@ def score(model, reading: Reading, template: PromptTemplate, answers: Sequence[l
     rows, segments, positions = (
         of_question.repeat_interleave(lengths) for of_question in (reading.rows, reading.segments, reading.positions))
     hidden = forward_tokens(model, reading.cache, rows, fed, positions + steps, segments, keep=False)
-    log_probs = torch.cat([reading.logits, _logits(model, hidden)]).log_softmax(dim=-1)  # [Q + T, V]
+    hidden = torch.cat([reading.hidden, hidden])  # [Q + T, H]
 
     # Each token is predicted by the one before it (rows Q ... Q + T - 1), the first by the cue (rows 0 ... Q - 1).
     cues = torch.arange(num_questions, device=device)  # [Q]
     owners = cues.repeat_interleave(lengths)  # [T]
     after = num_questions + torch.arange(len(fed), device=device)  # [T]
-    before = torch.where(steps == 0, owners, after - 1)
+    before, order = torch.where(steps == 0, owners, after - 1).sort()
     last = torch.where(lengths == 0, cues, num_questions + lengths.cumsum(0) - 1)
-    scores = log_probs[last][:, template.end_token_ids].logsumexp(dim=-1)  # [Q]
-    return scores.index_add(0, owners, log_probs[before, fed]).tolist()
+    log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, fed[order], chunk or len(hidden))
+    return end_log_probs[last].index_add(0, owners[order], log_probs).tolist()
+
+
+def chosen_log_probs(model, template: PromptTemplate, hidden: Tensor, owners: Tensor, tokens: Tensor,
+                     chunk: int) -> tuple[Tensor, Tensor]:
+    """What a few tokens' log-probabilities are, without [T, V] numbers at once.
+
+    Args:
+        hidden: [T, H].
+        owners, tokens: [N] the token that may follow `hidden[owner]`; `owners` ascending.
+        chunk: rows of logits at a time.
+
+    Returns:
+        log P(token | owner) [N], log P(end | each of the T) [T].
+    """
+    end_ids = torch.tensor(template.end_token_ids, device=hidden.device)
+    begins = torch.arange(0, len(hidden) + chunk, chunk, device=hidden.device)
+    bounds = torch.searchsorted(owners, begins).tolist()
+    found, ends = [], []
+    for number, begin in enumerate(range(0, len(hidden), chunk)):
+        log_probs = _logits(model, hidden[begin : begin + chunk]).log_softmax(dim=-1)  # [chunk, V]
+        part = slice(bounds[number], bounds[number + 1])
+        found.append(log_probs[owners[part] - begin, tokens[part]])
+        ends.append(log_probs[:, end_ids].logsumexp(dim=-1))
+    return torch.cat(found), torch.cat(ends)
+
+
+def log_odds(log_prob: float) -> float:
+    """log(p / (1 - p)); of a refusal it is the no-answer score of both decoders: above 0, it is more probable than not."""
+    log_prob = min(log_prob, -1e-9)  # a sum of rounded terms may reach 0
+    return log_prob - math.log(-math.expm1(log_prob))
 
 
 def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:

@@ -122,6 +122,7 @@ class PromptTemplate:
         twice = 2 * tokenizer("a", add_special_tokens=False).input_ids
         self._adds_blank = tokenizer.decode(twice) != "aa"
         self._passage_ids: dict[str, list[int]] = {}
+        self._token_texts: list[str] = []
 
         turn_end = self._cut_template()
         has_chat = kind == "engineered" and tokenizer.chat_template  # which writes BOS itself
@@ -155,6 +156,20 @@ class PromptTemplate:
         """The answer and its end token."""
         return self._encode(_lead(self._cue) + one_line(text), is_user=True) + [self.end_token_id]
 
+    def encode_within_answer(self, texts: Sequence[str], begin: bool) -> list[list[int]]:
+        """Pieces of answers, many at a time. `begin`: they begin an answer; else they go on in one, blank and all.
+
+        answer_ids(text)[:-1] == encode_within_answer([one_line(text)], begin=True)[0]
+        """
+        return self._encode_batch([_lead(self._cue) + text if begin else text for text in texts], is_user=True)
+
+    def token_texts(self) -> list[str]:
+        """What each token says, decoded alone."""
+        if not self._token_texts:
+            decode_batch = self.tokenizer.backend_tokenizer.decode_batch
+            self._token_texts = decode_batch([[id] for id in range(len(self.tokenizer))], skip_special_tokens=False)
+        return self._token_texts
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer's text: no special tokens, cut at the first newline, without blanks at its edges."""
         decode = self.tokenizer.decode
@@ -183,15 +198,19 @@ class PromptTemplate:
 
     def _encode(self, text: str, is_user: bool = False, is_first: bool = False) -> list[int]:
         """A segment's ids. `is_user`: special tokens in it are mere text. `is_first`: it begins the prompt."""
-        anchor = "\n" if self._adds_blank and text and not is_first else ""
-        encoding = self.tokenizer(anchor + text, add_special_tokens=False, split_special_tokens=is_user,
-                                  return_offsets_mapping=bool(anchor), truncation=False, padding=False)
-        if not anchor:
+        return self._encode_batch([text], is_user, is_first)[0]
+
+    def _encode_batch(self, texts: Sequence[str], is_user: bool = False, is_first: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        has_anchor = self._adds_blank and not is_first
+        encoding = self.tokenizer(["\n" + text if has_anchor and text else text for text in texts],
+                                  add_special_tokens=False, split_special_tokens=is_user,
+                                  return_offsets_mapping=has_anchor, truncation=False, padding=False)
+        if not has_anchor:
             return encoding.input_ids
-        offsets = encoding["offset_mapping"]
-        num_anchor = sum(end_char <= 1 for _, end_char in offsets)
-        assert offsets[num_anchor][0] == 1, f"the tokenizer merges a newline with {text[:9]!r}"
-        return encoding.input_ids[num_anchor:]
+        return [_behind_anchor(*row) if row[0] else []
+                for row in zip(texts, encoding.input_ids, encoding["offset_mapping"], strict=True)]
 
     def _cut_template(self) -> str:
         """Set the texts around passage and question; return what the template writes behind an answer."""
@@ -251,12 +270,16 @@ class PromptTemplate:
         if not turn_ends and tokenizer.eos_token_id is None:
             raise UserError(f"--model {tokenizer.name_or_path}: its tokenizer names no end-of-text token")
         self.end_token_id: int = turn_ends[0] if turn_ends else tokenizer.eos_token_id
-        decode_batch = tokenizer.backend_tokenizer.decode_batch
-        texts = decode_batch([[id] for id in range(len(tokenizer))], skip_special_tokens=False)
-        before_newline = {id: text.split("\n")[0].strip() for id, text in enumerate(texts) if "\n" in text}
+        before_newline = {id: text.split("\n")[0].strip() for id, text in enumerate(self.token_texts()) if "\n" in text}
         newlines = {id for id, before in before_newline.items() if not before}
         self.end_token_ids: list[int] = sorted(special.keys() | newlines)
         self.closing_token_ids: list[int] = sorted(before_newline.keys() - newlines - special.keys())
+
+
+def _behind_anchor(text: str, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
+    num_anchor = sum(end_char <= 1 for _, end_char in offsets)
+    assert offsets[num_anchor][0] == 1, f"the tokenizer merges a newline with {text[:9]!r}"
+    return ids[num_anchor:]
 
 
 def _lead(text_before: str) -> str:

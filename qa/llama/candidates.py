@@ -1,0 +1,244 @@
+"""The candidates of exact decoding: which spans of a passage may be an answer, as a trie of their tokens.
+
+A passage is cut into *units*: runs of letters, runs of digits, single other characters; blanks lie between them. This
+is the same for every tokenizer. A candidate is a string from a unit's beginning to a unit's end, whose encoding as an
+answer (`PromptTemplate.answer_ids`, that of training: behind the cue, in one line) has at most so many tokens:
+
+    passage      The tower (1889) ...
+    units        The | tower | ( | 1889 | )
+    candidates   "The"  "The tower"  "The tower ("  ...  "1889"  "1889)"  ")"          15 of them
+
+Equal token sequences are one candidate, at the place that grounding.py would choose: the first that cuts no word, else
+the first. The trie shares beginnings, so the search (extract.py) scores "The" once for all candidates that go on from it:
+
+    root -- " The" [The] -- " tower" [The tower] -- " (" [The tower (] -- ...      [..]: a candidate ends here
+
+Encoding each of some 6,000 strings of a passage is slow. A tokenizer whose tokens never reach over a blank encodes what
+stands between two blanks, a *chunk*, alone:
+
+    tokens(chunk_1 blank chunk_2 ...) = tokens(chunk_1) + tokens(blank chunk_2) + ...
+
+so a few hundred chunks and parts of chunks are encoded, and the rest is concatenation. That this holds is checked in
+every passage, for the longest candidate of every beginning; where it does not (a tokenizer with tokens such as "of the"),
+each string is encoded by itself.
+
+Input: a passage's text. Used by: extract.py; `reachability` by predict.py.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+from collections.abc import Sequence
+
+from qa.data.squad import Example
+from qa.llama.encode import Prompt
+from qa.llama.prompt import PromptTemplate, one_line
+
+UNIT = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
+ROOT = 0
+LONG_CHUNK = 64  # units: of a longer one not all strings are encoded
+
+
+class Trie:
+    """The distinct candidates of one passage. A node is a number; its parent's is smaller."""
+
+    def __init__(self) -> None:
+        self.tokens = [-1]  # of each node
+        self.parents = [-1]
+        self.children: list[dict[int, int]] = [{}]  # token -> node
+        self.spans: list[tuple[int, int] | None] = [None]  # [start_char, end_char) of the candidate that ends here
+        self._cuts_word = [False]
+
+    def add(self, node: int, token_ids: Sequence[int]) -> int:
+        """Walk on from `node`, where need be on new nodes."""
+        for token in token_ids:
+            child = self.children[node].get(token)
+            if child is None:
+                child = self.children[node][token] = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.children.append({})
+                self.spans.append(None)
+                self._cuts_word.append(True)
+            node = child
+        return node
+
+    def end(self, node: int, start_char: int, end_char: int, cuts_word: bool) -> None:
+        """A candidate ends at `node`; of several places the better is kept, else the one that came first."""
+        if self.spans[node] is None or (self._cuts_word[node] and not cuts_word):
+            self.spans[node], self._cuts_word[node] = (start_char, end_char), cuts_word
+
+    def find(self, token_ids: Sequence[int]) -> int | None:
+        """The node of these tokens; None: no candidate begins so."""
+        node: int | None = ROOT
+        for token in token_ids:
+            node = None if node is None else self.children[node].get(token)
+        return node
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root's child to `node`."""
+        nodes = []
+        while node != ROOT:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+
+class Units:
+    """A passage cut into its units."""
+
+    def __init__(self, text: str):
+        self.text = text
+        spans = [match.span() for match in UNIT.finditer(text)]
+        self.starts = [start for start, _ in spans]
+        self.ends = [end for _, end in spans]  # exclusive
+        is_first = [unit == 0 or start > spans[unit - 1][1] for unit, (start, _) in enumerate(spans)]
+        firsts = [unit for unit, first in enumerate(is_first) if first]
+        self.chunks = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each chunk
+
+    def string(self, first: int, last: int) -> str:
+        """The units first..last (inclusive), as an answer is written."""
+        return one_line(self.text[self.starts[first] : self.ends[last]])
+
+    def blank(self, first: int) -> str:
+        """What stands before the first unit of a chunk; a newline in it is written as a blank."""
+        blank = self.text[self.ends[first - 1] : self.starts[first]]
+        return " " if "\n" in blank else blank
+
+    def cuts_word(self, first: int, last: int) -> bool:
+        return _is_within_word(self.text, self.starts[first]) or _is_within_word(self.text, self.ends[last])
+
+
+    def first_beyond(self, first: int, most_chars: int, stop: int) -> int:
+        """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
+        return bisect.bisect_right(self.ends, self.starts[first] + most_chars, first, stop)
+
+
+_units = functools.lru_cache(maxsize=8)(Units)  # questions on one passage come one after another
+
+
+def _size(chunk: tuple[int, int]) -> int:
+    return chunk[1] - chunk[0]
+
+
+def _is_within_word(text: str, place: int) -> bool:
+    return bool(0 < place < len(text) and re.fullmatch(r"\w\w", text[place - 1 : place + 1]))
+
+
+def make_trie(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
+    """All candidates of a passage.
+
+    Args:
+        max_tokens: of a candidate at most, its end token included, as --max-answer-length counts them.
+    """
+    units = Units(text)
+    trie, longest = _by_chunks(template, units, max_tokens - 1)
+    alone = template.encode_within_answer([units.string(first, last) for first, (last, _) in longest.items()], begin=True)
+    if all(trie.find(ids) == node for ids, (_, node) in zip(alone, longest.values(), strict=True)):
+        return trie
+    return _one_by_one(template, units, max_tokens - 1)
+
+
+def _by_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[Trie, dict[int, tuple[int, int]]]:
+    """The trie, chunks being encoded alone; and for each first unit its longest candidate: last unit and node."""
+    trie, longest = Trie(), {}
+    heads, tails = _encode_chunks(template, units, max_tokens)
+    for number, (chunk_first, chunk_stop) in enumerate(units.chunks):
+        for first in range(chunk_first, chunk_stop):
+            base, length, endings = ROOT, 0, heads[first]
+            for next_number in range(number + 1, len(units.chunks) + 1):
+                for last, ids in endings:
+                    if length + len(ids) <= max_tokens:
+                        node = trie.add(base, ids)
+                        trie.end(node, units.starts[first], units.ends[last], units.cuts_word(first, last))
+                        longest[first] = last, node
+                last, ids = endings[-1]
+                length += len(ids)
+                is_whole = last + 1 == units.chunks[next_number - 1][1]
+                if next_number == len(units.chunks) or length >= max_tokens or not is_whole:
+                    break
+                base, endings = trie.add(base, ids), tails[next_number]
+    return trie, longest
+
+
+Endings = list[tuple[int, list[int]]]  # (last unit, tokens up to its end), in order
+
+
+def _encode_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[list[Endings], list[Endings]]:
+    """What may begin a candidate, from each unit within its chunk; what may go on in one, from each chunk's first unit.
+
+    Both stop where a string has too many characters for its tokens, and behind the first ending in any case.
+    """
+    most = _most_chars(template, units, max_tokens) if max(map(_size, units.chunks), default=0) > LONG_CHUNK else None
+
+    def lasts(first: int, stop: int) -> range:
+        return range(first, stop if most is None else max(units.first_beyond(first, most, stop), first + 1))
+
+    begins = [(first, last) for chunk_first, stop in units.chunks
+              for first in range(chunk_first, stop) for last in lasts(first, stop)]
+    goes_on = [(number, last) for number, (first, stop) in enumerate(units.chunks) if number for last in lasts(first, stop)]
+    heads: list[Endings] = [[] for _ in units.starts]
+    encoded = template.encode_within_answer([units.string(first, last) for first, last in begins], begin=True)
+    for (first, last), ids in zip(begins, encoded, strict=True):
+        heads[first].append((last, ids))
+    tails: list[Endings] = [[] for _ in units.chunks]
+    texts = [units.blank(units.chunks[number][0]) + units.string(units.chunks[number][0], last) for number, last in goes_on]
+    for (number, last), ids in zip(goes_on, template.encode_within_answer(texts, begin=False), strict=True):
+        tails[number].append((last, ids))
+    return heads, tails
+
+
+def _one_by_one(template: PromptTemplate, units: Units, max_tokens: int) -> Trie:
+    """The same for any tokenizer, at some hundred times the cost."""
+    trie, most = Trie(), _most_chars(template, units, max_tokens)
+    for first, start_char in enumerate(units.starts):
+        lasts = range(first, units.first_beyond(first, most, len(units.starts)))
+        encoded = template.encode_within_answer([units.string(first, last) for last in lasts], begin=True)
+        for last, ids in zip(lasts, encoded, strict=True):
+            if len(ids) <= max_tokens:
+                trie.end(trie.add(ROOT, ids), start_char, units.ends[last], units.cuts_word(first, last))
+    return trie
+
+
+def _most_chars(template: PromptTemplate, units: Units, max_tokens: int) -> int:
+    """No candidate has more characters: each of its tokens stands in the passage, as does the longest that counts here."""
+    return max_tokens * max((len(token) for token in template.token_texts() if token in units.text), default=1)
+
+
+def reachability(template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
+                 max_tokens: int) -> tuple[float, float]:
+    """The ceiling of exact decoding: the share of questions whose first answer, and any answer, is a candidate.
+
+    Args:
+        prompts: those of the examples, whose pieces of passages are searched.
+        max_tokens: as for `make_trie`.
+    """
+    texts: dict[int, list[str]] = {}
+    for prompt in prompts:
+        piece = prompt.passage
+        texts.setdefault(prompt.index, []).append(examples[prompt.index].context[piece.start_char : piece.end_char])
+    answered = [index for index in texts if examples[index].answers]
+
+    @functools.cache
+    def is_candidate(answer: str, text: str) -> bool:
+        return _stands_at_boundaries(answer, text) and len(template.answer_ids(answer)) <= max_tokens
+
+    first = any_of_them = 0
+    for index in answered:
+        found = [any(is_candidate(answer.text.strip(), text) for text in texts[index]) for answer in examples[index].answers]
+        first += found[0]
+        any_of_them += any(found)
+    return first / max(len(answered), 1), any_of_them / max(len(answered), 1)
+
+
+def _stands_at_boundaries(answer: str, text: str) -> bool:
+    units = _units(text)
+    starts, ends = set(units.starts), set(units.ends)
+    start = text.find(answer) if answer else -1
+    while start >= 0:
+        if start in starts and start + len(answer) in ends:
+            return True
+        start = text.find(answer, start + 1)
+    return False
