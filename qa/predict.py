@@ -1,9 +1,9 @@
 """A model and a list of examples in, one `Prediction` per question out: the only evaluation loops.
 
 BERT: windows are scored longest first, so that neighbours in a batch are alike in length and little is padded; the scores
-go back to their places in flat arrays, so the order leaves no trace. LLaMA: passages are read once for all their questions,
-answers are generated and grounded. Each rank does its share, and every rank holds all predictions afterwards. Used by the
-train scripts (held-out and final scores), evaluate.py and ask.py.
+go back to their places in flat arrays, so the order leaves no trace. LLaMA: passages are read once for all their questions;
+answers are generated and grounded, or the most probable spans searched. Each rank does its share, and every rank holds all
+predictions afterwards. Used by the train scripts (held-out and final scores), evaluate.py and ask.py.
 
 T tokens of all windows together
 """
@@ -25,8 +25,10 @@ from qa.data.batches import cut
 from qa.data.squad import Example, SquadData
 from qa.errors import UserError
 from qa.evaluation.metrics import question_scores, score_v1, score_v2
-from qa.llama.encode import encode_examples, passages_and_lengths
-from qa.llama.generate import Generation, best_pieces, generate
+from qa.llama.candidates import describe_reachability
+from qa.llama.encode import Passage, encode_examples, passages_and_lengths
+from qa.llama.extract import Extraction, Work, best_spans, describe_work, extract
+from qa.llama.generate import Generation, best_pieces, generate, log_odds
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
 from qa.training.distributed import Runtime, gather_objects, sum_over_ranks
@@ -94,38 +96,72 @@ def window_scores(model: BertSpanModel, windows: Windows, micro_tokens: int, pre
 
 @torch.inference_mode()
 def predict_llama(model, template: PromptTemplate, examples: list[Example], *, max_length: int, overlap: int,
-                  max_answer_length: int, micro_tokens: int, precision: Precision,
-                  runtime: Runtime) -> tuple[list[Prediction], list[str]]:
-    """Generate and ground an answer for every example, in their order. Also returns what was cut, a line each."""
+                  max_answer_length: int, micro_tokens: int, precision: Precision, runtime: Runtime, decode: str = "greedy",
+                  num_best: int = 1, max_expansions: int = 0) -> tuple[list[Prediction], list[str]]:
+    """Answer every example, in their order: write and ground an answer, or (`decode` "exact") search the best spans.
+
+    Args:
+        num_best, max_expansions: of the search.
+
+    Returns:
+        The predictions, and a line for each kind of cut, and on the search.
+    """
     was_training = model.training
     model.eval()
     prompts, notes = encode_examples(template, examples, max_length, overlap, max_answer_length)
     passage, _ = passages_and_lengths(prompts)
     mine = [prompt for prompt, number in zip(prompts, passage, strict=True)
             if number % runtime.num_ranks == runtime.rank]
+    work: list[Work] = []
     with precision.autocast():
-        generations = generate(model, template, mine, max_answer_length, micro_tokens)
+        if decode == "exact":
+            texts = {prompt.passage: _piece_text(examples[prompt.index], prompt.passage) for prompt in mine}
+            extractions = best_spans(extract(model, template, mine, texts, max_answer_length, micro_tokens, num_best,
+                                             max_expansions))
+            found = {extraction.prompt.index: _extracted(examples[extraction.prompt.index], extraction)
+                     for extraction in extractions}
+            work = [extraction.work for extraction in extractions]
+        else:
+            generations = best_pieces(generate(model, template, mine, max_answer_length, micro_tokens), template.refusal)
+            found = {generation.prompt.index: _grounded(examples[generation.prompt.index], generation, template)
+                     for generation in generations}
     model.train(was_training)
-    found = {generation.prompt.index: _grounded(examples[generation.prompt.index], generation, template)
-             for generation in best_pieces(generations, template.refusal)}
     everything = {index: prediction for part in gather_objects(found, runtime) for index, prediction in part.items()}
+    if decode == "exact":
+        notes += describe_work([of_question for part in gather_objects(work, runtime) for of_question in part])
+        notes += describe_reachability(template, examples, prompts, max_answer_length)
     return [everything[index] for index in range(len(examples))], notes
+
+
+def _piece_text(example: Example, passage: Passage) -> str:
+    return example.context[passage.start_char:passage.end_char]
+
+
+def _extracted(example: Example, extraction: Extraction) -> Prediction:
+    """The spans as they are. A confidence is the model's own probability; those of all texts there are add up to 1."""
+    assert all(example.context[span.start_char:span.end_char] == span.text for span in extraction.spans)
+    candidates = [Candidate(*span, math.exp(span.log_prob)) for span in extraction.spans]
+    text, kind = (candidates[0].text, "exact") if candidates else ("", "empty")
+    return Prediction(example.id, text, candidates, *_refusal_scores(extraction.refusal_log_prob), text, kind)
 
 
 def _grounded(example: Example, generation: Generation, template: PromptTemplate) -> Prediction:
     """The generated text as a span of the piece of passage that it was read from."""
-    na_score = None
-    if generation.refusal_log_prob is not None:
-        na_score = generation.refusal_log_prob - generation.log_prob
+    scores = _refusal_scores(generation.refusal_log_prob)
     if template.refusal is not None and generation.text == template.refusal:
-        return Prediction(example.id, "", [], na_score, None, generation.text, "refused")
+        return Prediction(example.id, "", [], *scores, generation.text, "refused")
     piece = generation.prompt.passage
-    grounded = ground(generation.text, example.context[piece.start_char:piece.end_char])
+    grounded = ground(generation.text, _piece_text(example, piece))
     candidates = []
     if grounded.start_char is not None:
         candidates = [Candidate(grounded.text, grounded.start_char + piece.start_char, grounded.end_char + piece.start_char,
                                 generation.log_prob, math.exp(generation.log_prob))]
-    return Prediction(example.id, grounded.text, candidates, na_score, None, generation.text, grounded.kind)
+    return Prediction(example.id, grounded.text, candidates, *scores, generation.text, grounded.kind)
+
+
+def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None]:
+    """The no-answer score, log-odds of the refusal; and its probability."""
+    return (None, None) if log_prob is None else (log_odds(log_prob), math.exp(log_prob))
 
 
 def answers(predictions: list[Prediction], na_threshold: float | None) -> dict[str, str]:

@@ -128,7 +128,7 @@ def test_wrong_flags_are_refused_in_one_line(cls, argv, parts):
     (BertOptions, "dropout", "1"), (BertOptions, "dropout", "-0.5"), (BertOptions, "max_answer_length", "0"),
     (LlamaOptions, "rank", "0"), (LlamaOptions, "alpha", "0"), (LlamaOptions, "lora_dropout", "1"),
     (LlamaOptions, "shots", "-1"), (LlamaOptions, "max_length", "7"),
-    (EvaluateOptions, "num_best", "0"), (EvaluateOptions, "max_questions", "-1"),
+    (EvaluateOptions, "num_best", "-1"), (EvaluateOptions, "max_expansions", "-1"), (EvaluateOptions, "max_questions", "-1"),
 ])
 def test_values_out_of_range_are_refused_in_one_line(cls, name, value):
     message = refusal(cls, f"{flag(name)}={value}")

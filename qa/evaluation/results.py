@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,15 @@ def write_results(folder: Path | str, data: SquadData, metrics: dict[str, Any], 
 def _nbest(prediction: Prediction) -> list[dict[str, Any]]:
     entries = [dataclasses.asdict(candidate) for candidate in prediction.candidates]
     if prediction.no_answer_score is not None:
-        # A generated refusal has no span beside it, and so no score of its own.
-        score = prediction.candidates[0].score + prediction.no_answer_score if prediction.candidates else None
+        score = _no_answer_score(prediction)
         entries.append({"text": "", "start_char": None, "end_char": None, "score": score,
                         "confidence": prediction.no_answer_confidence})
         entries.sort(key=lambda entry: -(entry["score"] or 0.0))
     return entries
+
+
+def _no_answer_score(prediction: Prediction) -> float | None:
+    """The score of giving no answer, on the scale of the spans' scores."""
+    if prediction.raw_text is not None:  # LLaMA: log-probabilities, which need no span beside them
+        return math.log(prediction.no_answer_confidence) if prediction.no_answer_confidence else None
+    return prediction.candidates[0].score + prediction.no_answer_score if prediction.candidates else None

@@ -233,6 +233,16 @@ def reachability(template: PromptTemplate, examples: Sequence[Example], prompts:
     return first / max(len(answered), 1), any_of_them / max(len(answered), 1)
 
 
+def describe_reachability(template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
+                          max_tokens: int) -> list[str]:
+    """A line to print; none for data without answers."""
+    if not any(example.answers for example in examples):
+        return []
+    first, any_of_them = reachability(template, examples, prompts, max_tokens)
+    return [f"ceiling of exact decoding: the first answer of {100 * first:.2f}% of the questions that have one is a candidate, "
+            f"any answer of {100 * any_of_them:.2f}%"]
+
+
 def _stands_at_boundaries(answer: str, text: str) -> bool:
     units = _units(text)
     starts, ends = set(units.starts), set(units.ends)

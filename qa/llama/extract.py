@@ -42,6 +42,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,16 @@ class Span(NamedTuple):
     log_prob: float
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a question's search cost, in all pieces of its passage, and how far it came."""
+
+    num_expanded: int  # prefixes
+    num_passes: int  # that it took part in
+    num_positions: int  # tokens fed behind the cue
+    gap: float | None  # None: proven. Else log P of the best candidate is at most so far above that of the best span found
+
+
 @dataclass(eq=False)
 class Extraction:
     """The most probable spans for one prompt (or, behind `best_spans`, one example)."""
@@ -76,19 +87,18 @@ class Extraction:
     num_best: int
     open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
     num_expanded: int
-    num_passes: int
+    num_passes: int  # that it took part in
     num_positions: int  # tokens fed behind the cue
     refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
 
     @property
     def is_proven(self) -> bool:
-        last = self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf
-        return self.open_bound <= last
+        return self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
 
     @property
-    def gap(self) -> float:
-        """By how much, at most, log P of the best candidate is above that of the best span found."""
-        return max(self.open_bound - self.spans[0].log_prob, 0.0) if self.spans else 0.0
+    def work(self) -> Work:
+        gap = None if self.is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
+        return Work(self.num_expanded, self.num_passes, self.num_positions, gap)
 
 
 @torch.inference_mode()
@@ -289,3 +299,17 @@ def best_spans(extractions: Sequence[Extraction]) -> list[Extraction]:
         chosen.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=min(refusals, default=None),
                               open_bound=max(piece.open_bound for piece in pieces), **totals))
     return chosen
+
+
+def describe_work(work: Sequence[Work]) -> list[str]:
+    """Lines to print on the searches of all questions."""
+    if not work:
+        return []
+    expanded = np.array([of_question.num_expanded for of_question in work])
+    passes = np.mean([of_question.num_passes for of_question in work])
+    positions = np.mean([of_question.num_positions for of_question in work])
+    gaps = [of_question.gap for of_question in work if of_question.gap is not None]
+    median, most = np.quantile(expanded, (0.5, 0.9), method="inverted_cdf")
+    proof = f"{len(gaps)} of {len(work)} not proven, the largest gap in log P being {max(gaps):.2f}" if gaps else "all proven"
+    return [f"exact search, per question: {passes:.1f} forward passes with {positions:.1f} tokens in all; prefixes expanded: "
+            f"median {median}, 90% {most}, at most {expanded.max()}; {proof}"]

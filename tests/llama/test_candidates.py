@@ -1,0 +1,146 @@
+"""Candidates against their definition: two loops over all strings, each encoded by `answer_ids`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from qa.data.squad import Answer, Example
+from qa.llama import candidates
+from qa.llama.candidates import ROOT, Units, describe_reachability, make_trie, reachability
+from qa.llama.encode import encode_examples
+from qa.llama.grounding import ground
+from qa.llama.prompt import PromptTemplate, one_line
+
+TEXT = "The tower (1889) is 330 metres tall.\nThe  tower's naïve_x 塔, don't stop... </s> </s> the the."
+WORDS = ["tower", "the", "Norman", "1889", "of", "x", "naïve", "²", "e\u0301", "塔", "—", "(", ")", "'s", "...", "_", "</s>"]
+
+
+def make_superword_tokenizer():
+    """Tokens that reach over a blank ("of the"), which no chunk knows of."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<eos>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["of the tower of the Norman tower"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece", "superword"])
+def template(request):
+    if request.param == "superword":
+        return PromptTemplate(make_superword_tokenizer())
+    return PromptTemplate(request.getfixturevalue(f"{request.param}_tokenizer"))
+
+
+def class_of(character):
+    if character.isspace():
+        return "blank"
+    if character.isdecimal():
+        return "digit"
+    return "letter" if character.isalnum() else None
+
+
+def by_definition(template, text, max_tokens):
+    """{token ids: places} of all strings between two boundaries."""
+    edges = [place for place in range(len(text) + 1) if place in (0, len(text)) or class_of(text[place]) is None
+             or class_of(text[place - 1]) != class_of(text[place])]  # fmt: skip
+    found = {}
+    for start in edges:
+        for end in edges:
+            if start < end and text[start:end].strip() == text[start:end]:
+                ids = template.answer_ids(text[start:end])
+                if len(ids) <= max_tokens:
+                    found.setdefault(tuple(ids[:-1]), []).append((start, end))
+    return found
+
+
+def in_trie(trie):
+    ends = [node for node, span in enumerate(trie.spans) if span is not None]
+    return {tuple(trie.tokens[step] for step in trie.path(node)): trie.spans[node] for node in ends}
+
+
+def cuts_no_word(text, span):
+    return not any(0 < place < len(text) and (text[place - 1] + text[place]).replace("_", "a").isalnum() for place in span)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 12, 200])
+def test_the_trie_holds_the_candidates_and_nothing_else(template, max_tokens):
+    rng = random.Random(max_tokens)
+    texts = [TEXT, "", " \n ", "a", " a ", "(", "..", "1a2", "a\n\nb"]
+    for _ in range(8):
+        parts = [rng.choice(WORDS) + rng.choice(["", " ", " ", "  ", "\n", "\t", " \r\n "]) for _ in range(rng.randint(1, 12))]
+        texts.append("".join(parts))
+    for text in texts:
+        trie, expected = make_trie(template, text, max_tokens), by_definition(template, text, max_tokens)
+        found = in_trie(trie)
+        assert found.keys() == expected.keys(), text
+        for ids, span in found.items():  # the first place that cuts no word, else the first
+            assert span == next((place for place in expected[ids] if cuts_no_word(text, place)), expected[ids][0])
+            assert one_line(text[slice(*span)]) == template.decode(ids) or "</s>" in text or "²" in text
+        dead_ends = [node for node in range(1, len(trie.tokens)) if not trie.children[node] and trie.spans[node] is None]
+        assert not dead_ends
+
+
+def test_chunks_are_trusted_only_where_they_agree_with_whole_strings(template, monkeypatch):
+    one_by_one = []
+    original = candidates._one_by_one
+    monkeypatch.setattr(candidates, "_one_by_one", lambda *args: one_by_one.append(1) or original(*args))
+    make_trie(template, "The top of the tower of the Norman", 20)
+    assert bool(one_by_one) == (template.tokenizer.eos_token == "<eos>")
+
+
+def test_long_chunks_are_cut_where_no_candidate_can_reach(template, monkeypatch):
+    """What has no blanks (Chinese, a link) is one chunk, whose strings are too many to encode them all."""
+    text = "塔,tower-1889/the.x_" * 6 + " end"
+    expected = in_trie(make_trie(template, text, 9))
+    monkeypatch.setattr(candidates, "LONG_CHUNK", 5)
+    assert in_trie(make_trie(template, text, 9)) == expected == {
+        ids: places[0] for ids, places in in_order(by_definition(template, text, 9), text).items()}
+
+
+def in_order(found, text):
+    return {ids: sorted(places, key=lambda place: (not cuts_no_word(text, place), place)) for ids, places in found.items()}
+
+
+def test_units_do_not_depend_on_the_tokenizer():
+    units = Units("It's 1889ish: a_b, x² 2nd.")
+    assert [units.text[a:b] for a, b in zip(units.starts, units.ends, strict=True)] == [
+        "It", "'", "s", "1889", "ish", ":", "a", "_", "b", ",", "x²", "2", "nd", "."]
+    assert units.string(0, 3) == "It's 1889" and units.chunks == [(0, 3), (3, 6), (6, 10), (10, 11), (11, 14)]
+
+
+def test_place_is_that_of_grounding(byte_level_tokenizer):
+    text = "A part-art; an art, the\nart of 1 and 11."
+    template = PromptTemplate(byte_level_tokenizer)
+    for start, end in in_trie(make_trie(template, text, 30)).values():
+        if "\n" not in text[start:end]:
+            grounded = ground(text[start:end], text)
+            assert (grounded.start_char, grounded.end_char) == (start, end)
+
+
+def test_find_follows_a_path(template):
+    trie = make_trie(template, TEXT, 30)
+    ids = template.answer_ids("The tower")[:-1]
+    node = trie.find(ids)
+    assert trie.spans[node] == (0, 9) and [trie.tokens[step] for step in trie.path(node)] == ids
+    assert trie.find([]) == ROOT and trie.find([*ids, -5]) is None and trie.find([-5, *ids]) is None
+
+
+def test_reachability_counts_the_answers_that_are_candidates(template):
+    context = "Built in 1889s by Eiffel. It is 330 metres tall"
+
+    def example(*texts):
+        answers = tuple(Answer(text, context.index(text)) for text in texts)
+        return Example("q", "t", context, "What?", answers, texts, is_impossible=not texts, trainable=True)
+
+    examples = [example("1889", "188"), example("uilt", "Eiffel"), example("metre"), example()]
+    prompts, _ = encode_examples(template, examples, 400, max_new_tokens=30)
+    assert reachability(template, examples, prompts, 30) == (1 / 3, 2 / 3)
+    assert reachability(template, examples, prompts, 2)[0] <= 1 / 3
+    assert "33.33%" in describe_reachability(template, examples, prompts, 30)[0]
+    assert describe_reachability(template, examples[3:], prompts[3:], 30) == []

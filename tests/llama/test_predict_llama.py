@@ -1,0 +1,74 @@
+"""From examples to predictions by both decoders: spans, offsets, scores, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from qa.data.squad import parse_squad
+from qa.evaluation.results import write_results
+from qa.llama.prompt import PromptTemplate
+from qa.predict import predict_llama, score
+from qa.training.distributed import Runtime
+from qa.training.precision import Precision
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+def predict(model, tokenizer, data, **more):
+    template = PromptTemplate(tokenizer, "plain", data.is_v2)
+    return predict_llama(model, template, data.examples, max_length=480, overlap=20, max_answer_length=10, micro_tokens=4096,
+                         precision=Precision("fp32", "cpu"), runtime=ALONE, **more)  # fmt: skip
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece"])
+def tokenizer(request):
+    return request.getfixturevalue(f"{request.param}_tokenizer")
+
+
+def few(document, num_articles=1):
+    return parse_squad({**document, "data": document["data"][:num_articles]}, "small")
+
+
+def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squad, tmp_path):
+    data = few(small_squad)
+    predictions, notes = predict(tiny_llama, tokenizer, data, decode="exact", num_best=3)
+    for example, prediction in zip(data.examples, predictions, strict=True):
+        assert prediction.id == example.id and prediction.grounding == "exact"
+        assert prediction.text == prediction.raw_text == prediction.candidates[0].text != ""
+        assert len(prediction.candidates) == 3
+        scores = [candidate.score for candidate in prediction.candidates]
+        assert scores == sorted(scores, reverse=True)
+        for candidate in prediction.candidates:
+            assert example.context[candidate.start_char : candidate.end_char] == candidate.text
+            assert candidate.confidence == pytest.approx(math.exp(candidate.score))
+    assert any(note.startswith("exact search") and "all proven" in note for note in notes)
+    assert any(note.startswith("ceiling of exact decoding") for note in notes)
+    metrics = score(data, predictions, None)
+    assert metrics["num_exact"] == len(predictions) and metrics["exact_match"] == metrics["raw_exact"]
+    write_results(tmp_path, data, metrics, {}, predictions)
+    nbest = json.loads((tmp_path / "nbest.json").read_text())
+    assert [len(entries) for entries in nbest.values()] == [3] * len(predictions)
+
+
+@pytest.mark.parametrize("decode", ["greedy", "exact"])
+def test_no_answer_score_is_the_log_odds_of_the_refusal(tiny_llama, tokenizer, small_squad_v2, tmp_path, decode):
+    data = few(small_squad_v2)
+    predictions, _ = predict(tiny_llama, tokenizer, data, decode=decode)
+    for prediction in predictions:
+        p = prediction.no_answer_confidence
+        assert 0 < p < 1 and prediction.no_answer_score == pytest.approx(math.log(p) - math.log1p(-p), abs=1e-5)
+    write_results(tmp_path, data, {}, {}, predictions, 0.0)
+    for entries in json.loads((tmp_path / "nbest.json").read_text()).values():
+        (refusal,) = [entry for entry in entries if entry["start_char"] is None]
+        assert refusal["score"] == pytest.approx(math.log(refusal["confidence"]))
+        assert entries == sorted(entries, key=lambda entry: -entry["score"])
+
+
+def test_a_budget_is_reported(tiny_llama, tokenizer, small_squad):
+    data = few(small_squad)
+    _, notes = predict(tiny_llama, tokenizer, data, decode="exact", num_best=20, max_expansions=1)
+    assert any(f"{len(data.examples)} of {len(data.examples)} not proven, the largest gap" in note for note in notes)
