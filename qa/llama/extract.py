@@ -17,10 +17,11 @@ To *expand* a prefix is to feed its last token: the model then says how probable
 of its continuations in the trie. When the n-th best complete span is at least as probable as every prefix that is still
 open, the n best are found; most prefixes are never looked at. The root needs no pass: the cue predicts all first tokens.
 
-A pass serves all questions of a batch, each with its `WIDTH` most promising prefixes, twice as many in every other round
-of a long search. A pass costs the same for a prefix as for a continuation of it that nobody has scored yet, so these take
-part, at a guess: half of the prefix's probability, shared by its continuations. So a passage's words are read several at
-a time, as greedy decoding does with its drafts. Guesses decide on the order of the work, never on the result.
+A pass serves all questions of a batch, each with its `WIDTH` most promising prefixes, twice as many in every other pass of
+a long search, and none that is much less probable than the best: it may never be needed. A prefix that nobody has scored
+yet takes part at a guess: half of its parent's probability, shared with the parent's other continuations. So a passage's
+words are read several at a time, as greedy decoding does with its drafts. All this decides on the order of the work; where
+no budget ends the search, the result is the same.
 
 The passage is read once, and each prefix is fed once: tokens stay in the cache, as a tree. A token sees passage, question
 and its own ancestors:
@@ -57,7 +58,7 @@ from qa.llama.prompt import PromptTemplate
 
 WIDTH = 5  # prefixes of a question in its first passes
 MOST_WIDTH = 64
-SLACK = math.log(16)  # a prefix so much less probable than the best has to wait
+SLACK = math.log(16)  # a prefix so much less probable than the best one has to wait
 GUESS = math.log(0.5)  # of a continuation that has not been scored
 
 
