@@ -28,7 +28,7 @@ from qa.evaluation.results import default_folder, read_settings, write_results
 from qa.evaluation.show import metrics_line, table
 from qa.llama.adapter import is_adapter, load_adapter, read_adapter
 from qa.llama.model import context_length, export_merged, load_llama
-from qa.llama.prompt import PromptTemplate
+from qa.llama.prompt import Demonstration, PromptTemplate, choose_demonstrations
 from qa.options import EvaluateOptions, flag, parse
 from qa.predict import Prediction, predict_bert, predict_llama, score
 from qa.training import distributed
@@ -39,7 +39,7 @@ LENGTHS = ("max_length", "overlap", "max_answer_length")
 BERT_LENGTHS = {"max_length": 384, "overlap": 128, "max_answer_length": 30}
 LLAMA_LENGTHS = {"max_length": 0, "overlap": 128, "max_answer_length": 48}
 NUM_BEST = {"bert": 20, "llama": 1}
-LLAMA_ONLY = {"prompt", "decode", "max_expansions", "base", "merge_into"}
+LLAMA_ONLY = {"prompt", "shots", "train_data", "decode", "max_expansions", "base", "merge_into"}
 EXACT_ONLY = {"num_best", "max_expansions"}  # of LLaMA's
 MODEL_ONLY = {"micro_tokens", "precision", "num_best", *LENGTHS, *LLAMA_ONLY}
 
@@ -105,6 +105,8 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
     answer = answer_with_llama if family in ("adapter", "gguf", "llama") else answer_with_bert
     for name in sorted(given & LLAMA_ONLY) if runtime.is_main and answer is answer_with_bert else ():
         print(f"warning: {flag(name)} has no effect on a model of the family {family}", file=sys.stderr)
+    if "train_data" in given and not options.shots and runtime.is_main:
+        print("warning: --train-data has no effect without --shots", file=sys.stderr)
     is_greedy = answer is answer_with_llama and options.decode == "greedy"
     for name in sorted(given & EXACT_ONLY) if runtime.is_main and is_greedy else ():
         print(f"warning: {flag(name)} has no effect with --decode greedy", file=sys.stderr)
@@ -152,7 +154,7 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
     model, tokenizer = load_llama(base, precision.base_dtype("auto"))
     notes = [] if adapter is None else load_adapter(model, adapter, options.base or adapter.base_name)
     model.to(runtime.device)
-    template = PromptTemplate(tokenizer, options.prompt or "plain", data.is_v2)
+    template = PromptTemplate(tokenizer, options.prompt or "plain", data.is_v2, demonstrations(options, data.is_v2))
     if adapter is not None and not options.prompt and "prompt" in adapter.extra:
         template = PromptTemplate.from_settings(tokenizer, adapter.extra["prompt"] | {"is_v2": data.is_v2})
     lengths = {name: settings.get(name, LLAMA_LENGTHS[name]) for name in LENGTHS} | lengths
@@ -167,6 +169,15 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
     base_name = str(options.base or (adapter and adapter.base_name) or options.ckpt)
     return predictions, {**lengths, "decode": options.decode, "max_expansions": options.max_expansions,
                          "prompt": template.settings(), "base": base_name}, notes + cuts
+
+
+def demonstrations(options: EvaluateOptions, is_v2: bool) -> tuple[Demonstration, ...]:
+    """--shots of the training questions, without unanswerable ones where the prompt knows no refusal."""
+    if not options.shots:
+        return ()
+    examples = load_squad(options.train_data).examples
+    return choose_demonstrations([example for example in examples if is_v2 or not example.is_impossible], options.shots,
+                                 options.seed)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ class EvaluateOptions:
                            "take longer")
     prompt: str = option("", "LLaMA: how the question is put; plain unless an adapter says otherwise",
                          choices=("plain", "engineered"))
+    shots: int = option(0, "LLaMA, --prompt engineered: demonstrations, drawn from --train-data")
+    train_data: str = option("squad", DATA_HELP + "; read for --shots only")
     decode: str = option("greedy", DECODE_HELP, choices=DECODERS)
     max_expansions: int = option(0, "LLaMA, --decode exact: prefixes that a question's search looks at, before it gives its "
                                  "best span without proof; 0: no limit")
