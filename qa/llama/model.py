@@ -26,6 +26,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.errors import UserError
 from qa.llama.lora import lora_layers, merge, unmerge
@@ -65,6 +66,8 @@ def load_llama(
                 "LlamaForCausalLM with its language-model head"
             )
     _forget_packing(model)
+    if dtype == torch.float64:
+        _keep_norms_in_fp64(model)
     return model, load_tokenizer(path, folder, **where)
 
 
@@ -169,6 +172,15 @@ def _forget_packing(model: LlamaForCausalLM) -> None:
         del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
+
+
+def _keep_norms_in_fp64(model: LlamaForCausalLM) -> None:
+    """LlamaRMSNorm computes in fp32 whatever it is given; --precision fp64 is there to be exact."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, LlamaRMSNorm)}
+    for name, norm in norms.items():
+        exact = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+        exact.weight = norm.weight
+        _put(model, name, exact)
 
 
 def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
