@@ -1,4 +1,4 @@
-"""Imports torch, transformers and the scripts once, then forks a process for every run that the tests ask for.
+"""Imports torch, transformers and the scripts once, loads a model once, then forks a process for every run that tests ask for.
 
 The imports take seconds, a run on tiny data less. A forked process executes the real script as `__main__`, with a command
 line, an environment, files for its output and an exit status of its own; so it can be sent signals, be killed, or be
@@ -11,18 +11,28 @@ one of several ranks. Started and spoken to by conftest.py: one JSON request per
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 
 def serve() -> None:
+    from transformers import BertConfig, BertModel
+
     import evaluate  # noqa: F401
     import train_bert  # noqa: F401
+    import train_llama  # noqa: F401
 
+    with tempfile.TemporaryDirectory() as folder:  # the first from_pretrained compiles a thousand regular expressions
+        BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(folder)
+        BertModel.from_pretrained(folder)
+    gc.collect()
+    gc.freeze()  # else every process visits, and so copies, all of this one's objects: a second
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
     print("ready", flush=True)
     for line in sys.stdin:
