@@ -1,8 +1,8 @@
 """Runs of the real scripts for tests: started, signalled, waited for, and read back.
 
-`scripts.train(folder, "--lr", "1e-3", ranks=2)` executes train_bert.py on the small data to its end; `scripts.start`
-returns while it runs. The processes are forked by warm_server.py, which saves each the seconds of its imports; ranks get the
-environment that torchrun would give them. `torchrun` starts the real one.
+`scripts.train(folder, "--lr", "1e-3", ranks=2)` executes train_bert.py on the small data to its end, `llama_scripts.train`
+train_llama.py; `start` returns while it runs. The processes are forked by warm_server.py, which saves each the seconds of its
+imports; ranks get the environment that torchrun would give them. `torchrun` starts the real one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300  # seconds for one run; only a hanging one takes them
 PLACES = "Arl Bern Cork Delft Esk Fano Graz Hull Ivry Jena Kiel Lyon Mons Nola".split()
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # a process of our size gains nothing from more
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",  # a process of our size gains nothing from more
+               "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass
@@ -68,11 +72,11 @@ class Job:
                      others)
 
 
-class Scripts:
-    """Starts the scripts; train_bert.py on the small data and the tiny model, where the flags name no others."""
+class WarmServer:
+    """The process that forks a process for every run."""
 
-    def __init__(self, folder: Path, recipe: list[str]) -> None:
-        self.folder, self.recipe, self.num_jobs = folder, recipe, 0
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.num_jobs = folder, 0
         self.server = subprocess.Popen([sys.executable, str(Path(__file__).with_name("warm_server.py"))], cwd=ROOT, text=True,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)})
@@ -92,23 +96,34 @@ class Scripts:
             pids.append(int(self.server.stdout.readline()))
         return Job(pids, folders)
 
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait()
+
+
+class Scripts:
+    """Starts evaluate.py and one of the train scripts: on the small data and a tiny model, where the flags name no others."""
+
+    def __init__(self, server: WarmServer, script: str, recipe: list[str]) -> None:
+        self.server, self.script, self.recipe = server, script, recipe
+
     def finish(self, job: Job, status: int) -> Ended:
         ended = job.wait()
         assert ended.status == status, "".join((folder / "stderr").read_text()[-2000:] for folder in job.folders)
         return ended
 
     def start(self, out: Path, *flags: str, ranks: int = 1) -> Job:
-        return self.launch(["train_bert.py", *self.recipe, "--out", str(out), *flags], ranks)
+        return self.server.launch([self.script, *self.recipe, "--out", str(out), *flags], ranks)
 
     def train(self, out: Path, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
         return self.finish(self.start(out, *flags, ranks=ranks), status)
 
     def evaluate(self, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
-        return self.finish(self.launch(["evaluate.py", *flags], ranks), status)
+        return self.finish(self.server.launch(["evaluate.py", *flags], ranks), status)
 
     def torchrun(self, ranks: int, out: Path, *flags: str) -> subprocess.Popen:
         """The real launcher, in a process group of its own."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "train_bert.py",
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", self.script,
                    *self.recipe, "--out", str(out), *flags]
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True, start_new_session=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -150,14 +165,49 @@ def data_v2_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scripts(data_file, tiny_bert_folder, tmp_path_factory):
+def tiny_llama_folder(data_file, tmp_path_factory) -> Path:
+    """Random weights: 2 layers, 32 wide, 4 heads that share 2 of keys and values, 256 positions; a byte-level tokenizer that
+    has learnt the small data's words, so that a prompt has few tokens; pad = eos."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<s>", "</s>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator([data_file.read_text()], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+                            clean_up_tokenization_spaces=False).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+                         tie_word_embeddings=True, initializer_range=0.2)  # large enough that every token matters
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def warm_server(tmp_path_factory):
+    server = WarmServer(tmp_path_factory.mktemp("jobs"))
+    yield server
+    server.close()
+
+
+SHARED = ["--batch-size", "13", "--epochs", "5", "--log-every", "1", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="session")
+def scripts(warm_server, data_file, tiny_bert_folder) -> Scripts:
     """41 windows in batches of 13: 4 steps an epoch, one of them of 2 windows; 5 epochs, 20 steps."""
-    recipe = ["--model", str(tiny_bert_folder), "--train-data", str(data_file), "--max-length", "128", "--overlap", "32",
-              "--batch-size", "13", "--epochs", "5", "--lr", "1e-3", "--log-every", "1", "--precision", "fp32"]
-    scripts = Scripts(tmp_path_factory.mktemp("jobs"), recipe)
-    yield scripts
-    scripts.server.stdin.close()
-    scripts.server.wait()
+    return Scripts(warm_server, "train_bert.py", ["--model", str(tiny_bert_folder), "--train-data", str(data_file),
+                                                  "--max-length", "128", "--overlap", "32", "--lr", "1e-3", *SHARED])
+
+
+@pytest.fixture(scope="session")
+def llama_scripts(warm_server, data_file, tiny_llama_folder) -> Scripts:
+    """41 questions on 14 passages; as many steps."""
+    return Scripts(warm_server, "train_llama.py", ["--model", str(tiny_llama_folder), "--train-data", str(data_file),
+                                                   "--rank", "4", "--alpha", "8", "--lr", "1e-2", *SHARED])
 
 
 class Run:
@@ -184,16 +234,56 @@ class Run:
         return self.folder / (self.folder / "last").read_text().split()[0]
 
     def tensors(self, step: int | None = None) -> dict[str, Tensor]:
-        """Weights and optimizer of a checkpoint."""
+        """Weights ("model:..." or "lora:...") and optimizer ("optimizer:...") of a checkpoint."""
         folder = self.last() if step is None else self.folder / f"step-{step:06d}"
-        return {f"{stem}:{name}": tensor for stem in ("model", "optimizer")
-                for name, tensor in load_file(folder / f"{stem}.safetensors").items()}
+        return {f"{path.stem}:{name}": tensor for path in sorted(folder.glob("*.safetensors"))
+                for name, tensor in load_file(path).items()}
 
     def state(self) -> dict:
         return json.loads((self.last() / "state.json").read_text())
 
     def product(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "model" / "model.safetensors")
+        (path,) = (self.folder / "model").glob("*.safetensors")
+        return load_file(path)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the log has a line on `step`."""
+        deadline = time.monotonic() + TIMEOUT
+        log = self.folder / "log.jsonl"
+        while not log.exists() or f'"step": {step},' not in log.read_text():
+            assert time.monotonic() < deadline, f"no step {step} in {self.folder}"
+            time.sleep(0.005)
+
+    def gradients(self) -> Tensor:
+        """[steps, parameters] what each step's update was made from, of a run that saved them all: AdamW's running mean of the
+        gradients (exp_avg), m_t = b m_(t-1) + (1 - b) g_t, solved for g_t."""
+        beta1 = 0.9
+        means = [torch.cat([tensor.flatten() for name, tensor in sorted(self.tensors(step).items())
+                            if name.endswith(".exp_avg")]) for step in self.steps()]
+        return torch.stack([(mean - beta1 * before) / (1 - beta1)
+                            for before, mean in zip([torch.zeros_like(means[0]), *means], means, strict=False)])
+
+    def assert_same_computation(self, reference: Run) -> None:
+        """In double precision, all of 20 steps saved: gradients, losses and weights."""
+        assert self.steps() == reference.steps() == list(range(1, 21))
+        expected = reference.gradients()
+        error = (self.gradients() - expected).norm(dim=1) / expected.norm(dim=1)  # [steps]
+        assert error.max() < 1e-10
+        losses = reference.losses()
+        assert self.losses() == pytest.approx(losses, abs=1e-9, rel=0) and len(losses) == 20
+        for step in reference.steps():
+            tensors = self.tensors(step)
+            for name, tensor in reference.tensors(step).items():
+                if not name.startswith("optimizer:"):
+                    torch.testing.assert_close(tensors[name], tensor, atol=1e-9, rtol=0, msg=f"step {step}: {name}")
+
+    def assert_equal_to_the_bit(self, reference: Run) -> None:
+        """Weights, optimizer, counters, losses, and the product."""
+        for found, expected in ((self.tensors(), reference.tensors()), (self.product(), reference.product())):
+            assert found.keys() == expected.keys()
+            assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+        assert self.state() == reference.state()
+        assert self.losses() == reference.losses()
 
 
 @pytest.fixture(scope="session")

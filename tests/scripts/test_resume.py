@@ -30,23 +30,6 @@ def whole(scripts, read_run, tmp_path_factory):
     return run
 
 
-def assert_equal_to_the_bit(run, reference) -> None:
-    """Weights, optimizer, counters, losses, and the product."""
-    for found, expected in ((run.tensors(), reference.tensors()), (run.product(), reference.product())):
-        assert found.keys() == expected.keys()
-        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    assert run.state() == reference.state()
-    assert run.losses() == reference.losses()
-
-
-def wait_for_step(folder, step: int) -> None:
-    """Until the log has a line on `step`."""
-    deadline = time.monotonic() + 300
-    while not (folder / "log.jsonl").exists() or f'"step": {step},' not in (folder / "log.jsonl").read_text():
-        assert time.monotonic() < deadline, f"no step {step} in {folder}"
-        time.sleep(0.005)
-
-
 # ---- stopped --------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +39,7 @@ def test_resumed_run_equals_uninterrupted_run(ranks, whole, scripts, read_run, t
     ended = scripts.train(tmp_path / "run", "--stop-after", "10", ranks=ranks, status=1)
     assert ended.last_line == f"stopped after step 10 of 20; go on with: --out {tmp_path / 'run'} --resume"
     scripts.train(tmp_path / "run", "--resume", ranks=ranks)
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(ranks))
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks))
 
 
 def test_dropout_differs_from_rank_to_rank(whole):
@@ -79,7 +62,7 @@ def test_resumed_on_other_ranks_every_step_has_the_same_examples(whole, scripts,
 def test_resuming_a_finished_run_leaves_it_as_it_is(whole, scripts, read_run, tmp_path):
     shutil.copytree(whole(1).folder, tmp_path / "run")
     scripts.train(tmp_path / "run", "--resume")
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1))
 
 
 # ---- signals --------------------------------------------------------------------------------------------------
@@ -94,32 +77,32 @@ def assert_stopped_early(text: str, run) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_leaves_a_checkpoint_that_resumes(number, whole, scripts, read_run, tmp_path):
     job = scripts.start(tmp_path / "run", *LONG)
-    wait_for_step(tmp_path / "run", 3)
+    read_run(tmp_path / "run").wait_for_step(3)
     job.send(number)
     ended = job.wait()
     run = read_run(tmp_path / "run")
     assert ended.status == 1 and "Traceback" not in ended.err
     assert_stopped_early(ended.last_line, run)
     scripts.train(tmp_path / "run", *LONG, "--resume")
-    assert_equal_to_the_bit(run, whole(1, *LONG))
+    run.assert_equal_to_the_bit(whole(1, *LONG))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal_to_torchrun_stops_all_ranks(number, whole, scripts, read_run, tmp_path):
     process = scripts.torchrun(2, tmp_path / "run", *LONG)
-    wait_for_step(tmp_path / "run", 3)
+    read_run(tmp_path / "run").wait_for_step(3)
     process.send_signal(number)
     output = process.communicate(timeout=300)[0]
     run = read_run(tmp_path / "run")
     assert process.returncode != 0 and output.count("go on with:") == 1
     assert_stopped_early(output.replace("\r", "\n"), run)
     scripts.train(tmp_path / "run", *LONG, "--resume", ranks=2)
-    assert_equal_to_the_bit(run, whole(2, *LONG))
+    run.assert_equal_to_the_bit(whole(2, *LONG))
 
 
 def test_signal_to_one_rank_stops_all(scripts, read_run, tmp_path):
     job = scripts.start(tmp_path / "run", *LONG, ranks=3)
-    wait_for_step(tmp_path / "run", 3)
+    read_run(tmp_path / "run").wait_for_step(3)
     job.send(signal.SIGTERM, rank=2)
     assert_stopped_early(job.wait().last_line, read_run(tmp_path / "run"))
     assert {(folder / "status").read_text() for folder in job.folders} == {"1"}
@@ -134,13 +117,13 @@ def test_killed_at_any_instant_resumes_to_the_same_end(seed, whole, scripts, rea
     """A run that saves every step: SIGKILL falls on a save more often than not."""
     generator = random.Random(seed)
     job = scripts.start(tmp_path / "run", *SAVE_ALL)
-    wait_for_step(tmp_path / "run", generator.randint(1, 20))
+    read_run(tmp_path / "run").wait_for_step(generator.randint(1, 20))
     time.sleep(generator.uniform(0, 0.2))
     job.send(signal.SIGKILL)
     assert job.wait().status in (0, -signal.SIGKILL)  # 0: it had just ended
     ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
     assert "warning" not in ended.err
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1))
 
 
 def test_killed_while_a_better_product_takes_the_place_of_the_old_one(whole, scripts, read_run, tmp_path):
@@ -151,7 +134,7 @@ def test_killed_while_a_better_product_takes_the_place_of_the_old_one(whole, scr
     scripts.train(tmp_path / "run", *flags, "--stop-after", str(best), status=1)
     (tmp_path / "run" / "model").rename(tmp_path / "run" / ".model.old")
     scripts.train(tmp_path / "run", *flags, "--resume")
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), reference)
+    read_run(tmp_path / "run").assert_equal_to_the_bit(reference)
     assert not list((tmp_path / "run").glob(".model*"))
 
 
@@ -174,7 +157,7 @@ def test_flipped_bit_is_noticed_and_the_checkpoint_before_taken(name, stopped_fo
     flip_a_bit(tmp_path / "run" / "step-000010" / name)
     ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
     assert f"step-000010/{name}" in ended.err and "going on from step-000009" in ended.err
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1))
 
 
 def test_flipped_bit_in_the_file_named_last_is_noticed(stopped_folder, whole, scripts, read_run, tmp_path):
@@ -182,7 +165,7 @@ def test_flipped_bit_in_the_file_named_last_is_noticed(stopped_folder, whole, sc
     flip_a_bit(tmp_path / "run" / "last")
     ended = scripts.train(tmp_path / "run", *SAVE_ALL, "--resume")
     assert f"{tmp_path / 'run' / 'last'}: " in ended.err and "going on from step-000010" in ended.err
-    assert_equal_to_the_bit(read_run(tmp_path / "run"), whole(1))
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1))
 
 
 def test_without_a_whole_checkpoint_the_resume_is_refused(stopped_folder, scripts, tmp_path):
