@@ -20,7 +20,6 @@ from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
 
-LEARNING = ("--lr", "3e-2", "--epochs", "15", "--target", "all-linear")
 EXACT = ["--precision", "fp64", "--save-every", "1", "--keep", "30"]
 
 
@@ -92,9 +91,9 @@ def test_non_finite_loss_stops_the_run_before_the_update(llama_scripts, tiny_lla
 
 @pytest.fixture(scope="module")
 def trained(llama_scripts, read_run, data_file, tmp_path_factory):
-    """A run that learns its training data well enough to answer different questions differently."""
+    """Long enough that different questions get different answers; random weights cannot learn to give the right ones."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    llama_scripts.train(folder, "--dev-data", str(data_file), *LEARNING)
+    llama_scripts.train(folder, "--dev-data", str(data_file), "--lr", "3e-2", "--epochs", "15", "--target", "all-linear")
     return read_run(folder)
 
 
@@ -161,14 +160,14 @@ def test_evaluate_takes_the_runs_prompt_or_the_one_it_is_told(trained, llama_scr
 
 
 def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_v2_file, tmp_path):
-    """v2.0, a learning rate that ruins the model; the threshold is that of the best weights, and evaluate.py uses it."""
+    """v2.0, so long that the figures fall again; the threshold is that of the best weights, and evaluate.py uses it."""
     out, run = tmp_path / "run", read_run(tmp_path / "run")
     llama_scripts.train(out, "--train-data", str(data_v2_file), "--held-out", "0.3", "--eval-every", "3", "--save-every", "1",
-                        "--keep", "50", "--lr", "0.2", "--clip", "0")
+                        "--keep", "50", "--lr", "0.05", "--epochs", "12")
     evaluations = run.events("evaluation")
     best = max(evaluations, key=lambda line: line["f1"])  # the first of several
     assert [line["step"] for line in evaluations] == list(range(3, run.steps()[-1] + 1, 3))
-    assert best["step"] < run.steps()[-1], "else this test shows nothing"
+    assert 3 < best["step"] < run.steps()[-1], "else this test shows nothing"
     assert_product_of_step(run, best["step"])
     settings = read(out / "model", "qa")
     assert settings["na_threshold"] == best["na_threshold"] and settings["step"] == best["step"] and settings["is_v2"]
