@@ -9,7 +9,9 @@
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank scores its share
 
-Prints a table and writes metrics.json, predictions.json, nbest.json and conditions.json (v2.0: null_odds.json too).
+Prints a table and writes metrics.json (if the data has answers), predictions.json, nbest.json and conditions.json (v2.0:
+null_odds.json too) into --out, by default a folder in the checkpoint's own, or in runs/ where it has none. Scores of a file of
+predictions are written with --out only.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def main() -> None:
     say(data.describe())
     if options.max_questions:
         data.examples = first_passages(data.examples, options.max_questions, options.seed)
-        say(f"a sample: {len(data.examples):,} questions of whole passages, --seed {options.seed}")
+        say(f"a sample: {len(data.examples):,} questions of passages in shuffled order, --seed {options.seed}")
 
     if not options.predictions:
         score_model(options, given, data, runtime)
@@ -121,7 +123,7 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
               "no answers in the data: predicted only", sep="\n")
         conditions |= {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples), "seed": options.seed,
                        "sample": bool(options.max_questions), "precision": precision.name, "na_threshold": threshold}
-        folder = options.out or default_folder(options.ckpt, options.data)
+        folder = options.out or default_folder(options.ckpt, options.data, variant(options))
         write_results(folder, data, metrics, conditions, predictions, threshold)
         print(f"written to {folder}")
 
@@ -169,6 +171,13 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
     base_name = str(options.base or (adapter and adapter.base_name) or options.ckpt)
     return predictions, {**lengths, "decode": options.decode, "max_expansions": options.max_expansions,
                          "prompt": template.settings(), "base": base_name}, notes + cuts
+
+
+def variant(options: EvaluateOptions) -> str:
+    """What sets this evaluation apart from the checkpoint's own on the same data: prompt, decoder, sample."""
+    parts = [options.prompt, f"{options.shots}-shots" if options.shots else "", "exact" if options.decode == "exact" else "",
+             f"sample-{options.max_questions}" if options.max_questions else ""]
+    return "-".join(filter(None, parts))
 
 
 def demonstrations(options: EvaluateOptions, is_v2: bool) -> tuple[Demonstration, ...]:

@@ -31,12 +31,13 @@ from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 from qa.training.precision import choose_precision
-from qa.training.run import StopSignal, agree, fingerprint, open_run
+from qa.training.run import StopSignal, agree, check_folder, fingerprint, open_run
 
 
 def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
     options, given = parse(BertOptions, __doc__, DEMO_BERT)
+    check_folder(options)
     runtime = distributed.start(options.deterministic)
     precision = choose_precision(options.precision, runtime.device)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
@@ -88,6 +89,7 @@ def main() -> None:
             tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
             save_checkpoint(folder, progress["step"], tensors, {"progress": progress, "scaler": scaler.state_dict()},
                             options.keep)
+        distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
     stop = StopSignal()
     first_step = progress["step"]
@@ -143,9 +145,10 @@ def main() -> None:
                 save()
         if stop_requested and step + 1 < total_steps:
             log.close()
-            raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with: --out {folder} --resume")
+            raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
+    stop.release()
     evaluator.finish(progress)
     log.close()
     distributed.finish(runtime)

@@ -22,7 +22,7 @@ from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
 from qa.llama.adapter import base_fingerprint
-from qa.llama.encode import encode_examples, passages_and_lengths
+from qa.llama.encode import all_tokens, encode_examples, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
 from qa.llama.model import context_length, load_llama
 from qa.llama.packing import AnswerLoss, collate, deal_rows
@@ -37,12 +37,13 @@ from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 from qa.training.precision import choose_precision
-from qa.training.run import StopSignal, agree, fingerprint, open_run
+from qa.training.run import StopSignal, agree, check_folder, fingerprint, open_run
 
 
 def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
     options, given = parse(LlamaOptions, __doc__, DEMO_LLAMA)
+    check_folder(options)
     runtime = distributed.start(options.deterministic)
     precision = choose_precision(options.precision, runtime.device)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
@@ -76,7 +77,7 @@ def main() -> None:
     say(describe_trainable(model), f"{precision.name} on {runtime.num_ranks} × {runtime.device}", sep="\n")
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, runtime, fingerprint(training, lengths))
+    folder, checkpoint = open_run(options, runtime, fingerprint(training, all_tokens(prompts)))
     progress = {"step": 0, "updates": 0, "skipped": 0, "best_f1": None}  # all that a resume needs beside the tensors
     if checkpoint is not None:
         load_lora_state_dict(model, checkpoint.tensors["lora"], str(checkpoint.folder))
@@ -101,6 +102,7 @@ def main() -> None:
             tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
             save_checkpoint(folder, progress["step"], tensors, {"progress": progress, "scaler": scaler.state_dict()},
                             options.keep)
+        distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
     stop = StopSignal()
     first_step = progress["step"]
@@ -154,9 +156,10 @@ def main() -> None:
                 save()
         if stop_requested and step + 1 < total_steps:
             log.close()
-            raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with: --out {folder} --resume")
+            raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
+    stop.release()
     evaluator.finish(progress)
     log.close()
     distributed.finish(runtime)

@@ -5,7 +5,7 @@ says what was found, what was expected, and what to do. `exit_status` wraps the 
 
     0   done
     2   the input is wrong: one line, no traceback
-    1   anything else: stopped before the end (a checkpoint is written), out of GPU memory, a bug (with its traceback)
+    1   anything else: stopped before the end (the last checkpoint is whole), out of GPU memory, a bug (with its traceback)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM, after the checkpoint was written."""
+    """The run ends early: on request, after a checkpoint was written, or because a loss was not finite."""
 
 
 def exit_status(main: Callable[[], None]) -> int:
@@ -38,7 +38,8 @@ def exit_status(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; what was written before is whole")
     except torch.cuda.OutOfMemoryError as error:
-        _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower --micro-tokens: results stay the same")
+        _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower "
+             "--micro-tokens, which changes a gradient by rounding only")
     return 1
 
 

@@ -39,7 +39,7 @@ class TrainOptions:
     dev_data: str = option("", DATA_HELP + "; scored at the end (default: not scored)", free=True)
     out: str = option("", "the run's folder (needed, but for --demo)", free=True)
     resume: bool = option(False, "go on from the last checkpoint in --out", free=True)
-    max_train_questions: int = option(0, "whole passages in shuffled order until this many questions; 0: all")
+    max_train_questions: int = option(0, "this many questions, of passages in shuffled order; 0: all")
     held_out: float = option(-1.0, "share of the training articles kept out, to choose the checkpoint and the no-answer "
                              "threshold on (default: 0.05 for v2.0 data, else 0)")
     batch_size: int = option(16, "examples per step, over all ranks and micro-batches")
@@ -107,14 +107,16 @@ class EvaluateOptions:
     na_threshold: float = option(-1.0, "v2.0: predict no answer above this no-answer score (default: what the run chose "
                                  "on its held-out articles, else 0; with --na-probs: 1)")
     data: str = option("squad", DATA_HELP)
-    out: str = option("", "folder of metrics.json, predictions.json, nbest.json (default: inside the checkpoint's)")
-    max_questions: int = option(0, "a sample: whole passages in shuffled order until this many questions; 0: all")
+    out: str = option("", "folder of metrics.json, predictions.json, nbest.json (default: inside the checkpoint's, or in runs/ "
+                         "where it has none of yours)")
+    max_questions: int = option(0, "a sample: this many questions, of passages in shuffled order; 0: all")
     seed: int = option(0, "fixes the sample, and an untrained head")
     micro_tokens: int = option(0, "padded tokens per forward pass on one device; 0: 4096 on a CPU, 32768 on a GPU")
     precision: str = option("auto", "number format; auto: what the hardware computes natively", choices=PRECISIONS)
     max_length: int = option(0, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: its context); 0: as the "
                              "checkpoint's run had it, else these")
-    overlap: int = option(128, "tokens that two windows, or pieces of a passage, share")
+    overlap: int = option(128, "tokens that two windows, or pieces of a passage, share; if not given, as the checkpoint's run "
+                          "had it")
     max_answer_length: int = option(0, "tokens of the longest answer; 0: as the checkpoint's run had it, else 30 for BERT, "
                                     "48 for LLaMA")
     num_best: int = option(0, "answers per question in nbest.json; 0: 20 for BERT, 1 for LLaMA with --decode exact, where more "

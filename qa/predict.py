@@ -3,7 +3,7 @@
 BERT: windows are scored longest first, so that neighbours in a batch are alike in length and little is padded; the scores
 go back to their places in flat arrays, so the order leaves no trace. LLaMA: passages are read once for all their questions;
 answers are generated and grounded, or the most probable spans searched. Each rank does its share, and every rank holds all
-predictions afterwards. Used by the train scripts (held-out and final scores), evaluate.py and ask.py.
+predictions afterwards. Used by the train scripts (held-out and final scores) and evaluate.py.
 
 T tokens of all windows together
 """

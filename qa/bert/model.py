@@ -34,9 +34,13 @@ class SpanHead(nn.Linear):
         super().__init__(hidden_size, 2)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden [B, L, H] -> start scores [B, L], end scores [B, L], in at least fp32."""
-        scores = super().forward(hidden)  # [B, L, 2]
-        start, end = at_least_fp32(scores).unbind(dim=-1)
+        """hidden [B, L, H] -> start scores [B, L], end scores [B, L], in at least fp32.
+
+        Outside autocast: rounded to bf16's 8 bits, the scores of a question's best two spans often tie.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = super().forward(at_least_fp32(hidden))  # [B, L, 2]
+        start, end = scores.unbind(dim=-1)
         return start, end
 
 

@@ -7,7 +7,7 @@
     qa.json                           what prediction needs: window, overlap, no-answer threshold
     README.md                         the model card: base, data and size, recipe, scores
 
-`BertProduct` is what train_bert.py hands to evaluator.py; `load_settings` is for evaluate.py.
+`BertProduct` is what train_bert.py hands to evaluator.py.
 """
 
 from __future__ import annotations

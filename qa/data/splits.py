@@ -62,7 +62,7 @@ def hold_out_articles(examples: list[Example], share: float, seed: int) -> tuple
 
 
 def first_passages(examples: list[Example], num_questions: int, seed: int) -> list[Example]:
-    """Whole passages in shuffled order until there are exactly `num_questions` (the last one may be cut).
+    """Passages in shuffled order, with all their questions, until there are exactly `num_questions` (the last one may be cut).
 
     A smaller number gives a prefix of a larger one's questions, so learning curves are nested.
     """

@@ -198,9 +198,9 @@ def _example(title: str, context: str, qa: dict, is_v2: bool, has_answers: bool,
     for number, gold in enumerate(golds):
         start = locate(context, gold["text"], gold.get("answer_start"))
         if start is None and number == 0:
-            faults.append("answer not found in its passage, left out of training")
+            faults.append("answer not at its offset, nor at one other place alone, left out of training")
         elif start is None:
-            summary.add("further answer not found in its passage, used for scoring alone", question_id)
+            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", question_id)
         else:
             answers.append(Answer(gold["text"], start))
             if start != gold.get("answer_start"):

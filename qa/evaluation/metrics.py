@@ -21,7 +21,7 @@ ours takes them together. The official one also believes that a threshold of 0 r
 scores, and that "the" is a wrong answer where "" is right: ours does not.
 
 Input: examples from data/squad.py; predictions, {id: text}, from predict.py or predictions_file.py.
-Used by: evaluate.py, the train scripts (best checkpoint, threshold), significance.py (scores per question).
+Used by: evaluate.py, the train scripts (best checkpoint, threshold).
 Legend: N questions, in the examples' order; G distinct na_probs.
 """
 

@@ -3,7 +3,7 @@
 A second file, {id: number}, may hold no-answer scores: higher means "no answer". Both are what evaluate.py
 writes and what the official scripts read. Whatever would give a senseless score, such as the predictions for
 other data, is a `UserError`. Some missing ids are none: they count as wrong, and the caller warns.
-Used by: evaluate.py (`--predictions`, `--na-probs`, `--against`).
+Used by: evaluate.py (`--predictions`, `--na-probs`).
 """
 
 from __future__ import annotations

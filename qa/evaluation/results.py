@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from qa.predict import Prediction
 
 
-def default_folder(ckpt: str, data: str) -> Path:
-    """Inside the checkpoint's folder; for a model that has none of the user's own, under runs/."""
-    name = re.sub(r"[^\w.-]+", "-", Path(data).stem)
+def default_folder(ckpt: str, data: str, variant: str = "") -> Path:
+    """Inside the checkpoint's folder; for a model that has none of the user's own, under runs/.
+
+    Args:
+        variant: what else makes this another evaluation, such as "plain" or "sample-100", so that none replaces another.
+    """
+    name = "-".join(["evaluation", re.sub(r"[^\w.-]+", "-", Path(data).stem), *([variant] if variant else [])])
     if Path(ckpt).is_dir():
-        return Path(ckpt) / f"evaluation-{name}"
-    return Path("runs") / re.sub(r"[^\w.-]+", "-", Path(ckpt).name) / f"evaluation-{name}"
+        return Path(ckpt) / name
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", Path(ckpt).name) / name
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def metrics_line(metrics: dict[str, Any]) -> str:
             exact, f1, total = (metrics[f"{half}_{figure}"] for figure in ("exact", "f1", "total"))
             line += f"; {words}: EM {exact:.2f}, F1 {f1:.2f} ({total:,})"
     if "raw_f1" in metrics:
-        line += f"; as generated: EM {metrics['raw_exact']:.2f}, F1 {metrics['raw_f1']:.2f}, {metrics['num_exact']:,} spans"
+        line += f"; as generated: EM {metrics['raw_exact']:.2f}, F1 {metrics['raw_f1']:.2f}, "
+        line += f"{metrics['num_exact']:,} texts stand in their passages"
     return line
 
 

@@ -4,7 +4,7 @@
     adapter_model.safetensors   base_model.model.<path>.lora_A.weight [r, in], .lora_B.weight [out, r]; fp32
     qa_lora.json                the base's name and fingerprint, and what our scripts add, such as the prompt
 
-`train_llama.py` writes it as its product, `evaluate.py` and `qa.ask` read it. Folders that peft wrote are
+`train_llama.py` writes it as its product, `evaluate.py` reads it. Folders that peft wrote are
 read too, as long as they say nothing but "add scale * B A to these linear layers". Whatever else changes
 the function of the model (DoRA, retrained embeddings, biases, a start that edits the base's weights, ...)
 is refused by its name: served without it, the adapter would answer, only worse. The config's fields are

@@ -88,6 +88,14 @@ def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndar
     return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
+def all_tokens(prompts: Sequence[Prompt]) -> np.ndarray:
+    """Every token of the prompts, a passage's once; int32, for a fingerprint of what a run learns from."""
+    passages = dict.fromkeys(prompt.passage for prompt in prompts)
+    segments = [passage.ids for passage in passages]
+    segments += [part for prompt in prompts for part in (prompt.question_ids, prompt.answer_ids)]
+    return np.concatenate([np.array(segment, dtype=np.int32) for segment in segments])
+
+
 def _encode_questions(template: PromptTemplate, examples: Sequence[Example],
                       max_tokens: int) -> tuple[list[list[int]], list[str]]:
     questions, cut_ids = [], []

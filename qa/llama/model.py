@@ -1,6 +1,6 @@
 """The base model, any LlamaForCausalLM with its tokenizer, from a folder or a .gguf file; and the way back.
 
-`qa/weights.py` has turned the value of --model into a path; `train_llama.py`, `evaluate.py` and `qa.ask`
+`qa/weights.py` has turned the value of --model into a path; `train_llama.py` and `evaluate.py`
 load it here and hand the model to `lora.py` or `adapter.py`. Whatever would make it something else than
 the LLaMA it claims to be is refused here, in one line: another family, missing or packed weights, a
 tokenizer that cannot say which characters a token stands for.

@@ -2,7 +2,7 @@
 
     runs/x/last                          one line: "step-000120 <SHA-256 of its manifest.json>"
     runs/x/step-000120/model.safetensors, optimizer.safetensors    named tensors
-                       state.json        plain JSON: options, counters
+                       state.json        plain JSON: counters, the state of GradScaler
                        manifest.json     the step, size and SHA-256 of each file, and its own SHA-256
 
 The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank). Everyone

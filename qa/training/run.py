@@ -27,8 +27,38 @@ from qa.training.checkpoint import Checkpoint, load_checkpoint, write_json
 from qa.training.distributed import Runtime, barrier, sum_over_ranks
 
 
+def check_folder(options: Any) -> dict[str, Any] | None:
+    """Whether --out can be opened or resumed with these options: asked first, before data and model are loaded.
+
+    Returns:
+        The record of the run that is there, or None.
+
+    Raises:
+        UserError: a run is there already and --resume was not given; or none is; or it is another run; or it is damaged.
+    """
+    folder = Path(options.out)
+    record_path = folder / "options.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: a file stands there; expected a folder or a new name")
+    if not record_path.exists():
+        if options.resume:
+            raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
+        return None
+    if not options.resume:
+        raise UserError(f"--out {folder}: already holds a run; go on with it by --resume, or choose another folder")
+    try:
+        recorded = json.loads(record_path.read_text(encoding="utf-8"))
+        changed = qa_options.differences(options, recorded)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--resume: {record_path} is damaged ({error}); put it back, or start a new run") from None
+    if changed:
+        raise UserError(f"--resume: {folder} holds another run: {', '.join(changed)}; give the same options, "
+                        "or choose another --out")
+    return recorded
+
+
 def open_run(options: Any, runtime: Runtime, examples: str) -> tuple[Path, Checkpoint | None]:
-    """Create the run's folder, or check that the one that is there can be resumed and load its last checkpoint.
+    """Create the run's folder, or load the last checkpoint of the run that is there.
 
     Args:
         examples: their `fingerprint`, so that a changed data file is noticed.
@@ -37,41 +67,23 @@ def open_run(options: Any, runtime: Runtime, examples: str) -> tuple[Path, Check
         The folder, and the checkpoint to go on from (None: start at step 0).
 
     Raises:
-        UserError: a run is there already and --resume was not given; or it is another run; or it is damaged.
+        UserError: as `check_folder`; or the examples are others.
     """
     folder = Path(options.out)
     record_path = folder / "options.json"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder}: a file stands there; expected a folder or a new name")
-    checkpoint = None
-    if record_path.exists():
-        if not options.resume:
-            raise UserError(f"--out {folder}: already holds a run; go on with it by --resume, or choose another folder")
-        _check_same_run(options, examples, record_path)
+    recorded, checkpoint = check_folder(options), None
+    if recorded is not None:
+        if recorded.get("examples") != examples:
+            raise UserError(f"--resume: the training examples are not those of {folder}: the data or the tokenizer has "
+                            "changed; use the same, or choose another --out")
         checkpoint = load_checkpoint(folder)
         for line in checkpoint.warnings if checkpoint and runtime.is_main else ():
             print(f"warning: {line}", file=sys.stderr)
-    elif options.resume:
-        raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
     barrier(runtime)  # nobody may create the record before everybody has looked for it
     if runtime.is_main and not record_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record_path, {**qa_options.record(options), "examples": examples})
     return folder, checkpoint
-
-
-def _check_same_run(options: Any, examples: str, record_path: Path) -> None:
-    try:
-        recorded = json.loads(record_path.read_text(encoding="utf-8"))
-        changed = qa_options.differences(options, recorded)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--resume: {record_path} is damaged ({error}); put it back, or start a new run") from None
-    if changed:
-        raise UserError(f"--resume: {record_path.parent} holds another run: {', '.join(changed)}; give the same options, "
-                        "or choose another --out")
-    if recorded.get("examples") != examples:
-        raise UserError(f"--resume: the training examples are not those of {record_path.parent}: the data or the "
-                        "tokenizer has changed; use the same, or choose another --out")
 
 
 def fingerprint(examples: list[Example], tokens: np.ndarray) -> str:
@@ -88,6 +100,11 @@ class StopSignal:
         self.requested = False
         signal.signal(signal.SIGINT, self._request)
         signal.signal(signal.SIGTERM, self._request)
+
+    def release(self) -> None:
+        """After the last step: its checkpoint is written, so a stop need not wait for anything."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _request(self, number: int, frame: Any) -> None:
         self.requested = True

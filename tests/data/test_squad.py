@@ -42,7 +42,7 @@ def test_a_sound_file_has_no_findings():
 
 LEFT_OUT = ", left out of training"
 FAULTS = {  # what is wrong, as named in the summary -> (version, a question that has it)
-    "answer not found in its passage" + LEFT_OUT: ("1.1", qa("x", answers=[("1900", 29)])),
+    "answer not at its offset, nor at one other place alone" + LEFT_OUT: ("1.1", qa("x", answers=[("1900", 29)])),
     "answer without the field text" + LEFT_OUT: ("1.1", qa("x") | {"answers": [{"answer_start": 29}]}),
     "empty question" + LEFT_OUT: ("1.1", qa("x", question=" \n")),
     "unanswerable question in v1.1 data" + LEFT_OUT: ("1.1", qa("x", answers=[])),
@@ -110,7 +110,8 @@ def test_further_answer_that_is_nowhere_counts_for_scoring_alone():
     data = parse(qa("a", answers=[("1846", 29), ("in the year 1846", 26), ("in 1846", 26)]))
     assert data.examples[0].gold_texts == ("1846", "in the year 1846", "in 1846")
     assert data.examples[0].answers == (Answer("1846", 29), Answer("in 1846", 26)) and data.examples[0].trainable
-    assert data.summary.problems == {"further answer not found in its passage, used for scoring alone": (1, "a")}
+    fault = "further answer not at its offset, nor at one other place alone, used for scoring only"
+    assert data.summary.problems == {fault: (1, "a")}
 
 
 def test_label_is_the_first_answer_or_none():

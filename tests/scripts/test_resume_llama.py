@@ -37,7 +37,7 @@ def whole(llama_scripts, read_run, tmp_path_factory):
 def test_resumed_run_equals_uninterrupted_run(ranks, whole, llama_scripts, read_run, tmp_path):
     """20 steps against 10 and 10; an epoch has 4."""
     ended = llama_scripts.train(tmp_path / "run", *DROPOUT, "--stop-after", "10", ranks=ranks, status=1)
-    assert ended.last_line == f"stopped after step 10 of 20; go on with: --out {tmp_path / 'run'} --resume"
+    assert ended.last_line == "stopped after step 10 of 20; go on with the same command and --resume"
     llama_scripts.train(tmp_path / "run", *DROPOUT, "--resume", ranks=ranks)
     read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks, *DROPOUT))
 
@@ -65,7 +65,7 @@ def test_sigterm_leaves_a_checkpoint_that_resumes(whole, llama_scripts, read_run
     run.wait_for_step(3)
     job.send(signal.SIGTERM)
     ended = job.wait()
-    stopped = re.fullmatch(r"stopped after step (\d+) of 48; go on with: .*--resume", ended.last_line)
+    stopped = re.fullmatch(r"stopped after step (\d+) of 48; go on with the same command and --resume", ended.last_line)
     assert ended.status == 1 and "Traceback" not in ended.err and stopped, ended.err[-3000:]
     assert int(stopped[1]) == run.steps()[-1] == max(run.losses()) < 48
     llama_scripts.train(tmp_path / "run", *LONG, "--resume")
