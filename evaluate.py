@@ -161,7 +161,7 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
         template = PromptTemplate.from_settings(tokenizer, adapter.extra["prompt"] | {"is_v2": data.is_v2})
     lengths = {name: settings.get(name, LLAMA_LENGTHS[name]) for name in LENGTHS} | lengths
     lengths["max_length"] = context_length(model, lengths["max_length"])
-    if options.merge_into:
+    if options.merge_into and runtime.is_main:
         export_merged(model, tokenizer, Path(options.merge_into))
         notes.append(f"the merged model, for transformers: {options.merge_into}")
     predictions, cuts = predict_llama(
