@@ -149,6 +149,8 @@ def answer_with_bert(options: EvaluateOptions, settings: dict, lengths: dict, pa
 def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, path: Path, data: SquadData,
                       precision: Precision, runtime: Runtime) -> tuple[list[Prediction], dict, list[str]]:
     """A LLaMA as it is, with a prompt, or with a LoRA adapter, whose own prompt is taken unless --prompt is given."""
+    if options.merge_into and runtime.is_main and Path(options.merge_into).exists():
+        raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
     adapter = read_adapter(path) if is_adapter(path) else None
     base = path
     if adapter is not None:

@@ -146,6 +146,9 @@ def test_evaluate_finds_the_figures_of_the_run_and_merging_keeps_the_answers(tra
     assert type(model) is LlamaForCausalLM and not [name for name, _ in model.named_parameters() if "lora" in name]
     llama_scripts.evaluate("--ckpt", str(tmp_path / "merged"), *flags, str(tmp_path / "plain"))
     assert read(tmp_path / "plain", "predictions") == answers
+    ended = llama_scripts.evaluate("--ckpt", str(trained.folder), *flags, str(tmp_path / "run"), "--merge-into",
+                                   str(tmp_path / "merged"), status=2)
+    assert "exists already" in ended.last_line
 
 
 def test_evaluate_takes_the_runs_prompt_or_the_one_it_is_told(trained, llama_scripts, data_file, tmp_path):
