@@ -90,6 +90,10 @@ def load_tokenizer(path: Path, folder: Path, **kwargs) -> PreTrainedTokenizerBas
             f"{path} has the tokenizer {type(tokenizer).__name__}, which gives no character offsets; "
             "expected one with a tokenizer.json"
         )
+    if path.is_file():  # older transformers take the special tokens of the tokenizer's class, not those of the file
+        found = gguf_values(path, set(GGUF_SPECIAL_TOKENS))
+        for key, id in found.items():
+            setattr(tokenizer, GGUF_SPECIAL_TOKENS[key], tokenizer.convert_ids_to_tokens(id))
     return tokenizer
 
 
@@ -123,10 +127,18 @@ def check_gguf(file: Path) -> None:
 
 # The metadata types of fixed size, in struct's letters; 8 is a string, 9 an array.
 GGUF_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+GGUF_SPECIAL_TOKENS = {f"tokenizer.ggml.{key}_token_id": f"{name}_token" for key, name in
+                       (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad"))}
 
 
 def gguf_architecture(file: Path) -> str | None:
-    """The value of general.architecture. It stands first in nearly every file, but need not."""
+    """The value of general.architecture."""
+    return gguf_values(file, {"general.architecture"}).get("general.architecture")
+
+
+def gguf_values(file: Path, keys: set[str]) -> dict[str, object]:
+    """Those of a file's metadata that have these keys, in the file's order; it is read until all are found."""
+    found: dict[str, object] = {}
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ValueError("it does not begin with 'GGUF'")
@@ -134,9 +146,11 @@ def gguf_architecture(file: Path) -> str | None:
         for _ in range(num_pairs):
             key, (kind,) = _read_text(stream), _read(stream, "I")
             value = _read_value(stream, kind)
-            if key == "general.architecture":
-                return value
-    return None
+            if key in keys:
+                found[key] = value
+            if len(found) == len(keys):
+                break
+    return found
 
 
 def _read(stream: BinaryIO, letters: str) -> tuple:
