@@ -22,7 +22,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from processes import run  # noqa: E402
+
 from qa import weights  # noqa: E402
 from qa.bert.model import load_bert  # noqa: E402
 from qa.bert.windows import make_windows  # noqa: E402
@@ -40,18 +41,6 @@ from qa.data.squad import load_squad  # noqa: E402
 from qa.predict import answers, predict_bert, score  # noqa: E402
 from qa.training import distributed  # noqa: E402
 from qa.training.precision import Precision  # noqa: E402
-
-
-def run(command: list[str]) -> tuple[str, int]:
-    """A process's output and its peak memory in MB."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        output.seek(0)
-        text = output.read()
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
-    return text, usage.ru_maxrss // 1024
 
 
 def ours(args, scratch: Path) -> tuple[float, int]:

@@ -29,11 +29,12 @@ from benchmarks.castel import reference_extract  # noqa: E402
 from qa.data.squad import Example, load_squad  # noqa: E402
 from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
 from qa.llama.encode import Prompt, encode_examples  # noqa: E402
-from qa.llama.extract import best_spans, describe_work, extract  # noqa: E402
+from qa.llama.extract import extract  # noqa: E402
 from qa.llama.generate import generate  # noqa: E402
 from qa.llama.lora import merge  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
+from qa.llama.search import best_spans, describe_work  # noqa: E402
 from qa.weights import locate  # noqa: E402
 
 BATCH_SIZES = (4, 8, 16, 32, 64)

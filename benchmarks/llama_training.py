@@ -21,7 +21,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from processes import run  # noqa: E402
+
 from qa import weights  # noqa: E402
 from qa.data.splits import first_passages  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
@@ -40,18 +41,6 @@ from qa.llama.model import load_tokenizer  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
 
 MAX_LENGTH = 2048
-
-
-def run(command: list[str]) -> tuple[str, int]:
-    """A process's output and its peak memory in MB; Linux never counts less than what this process held when it forked."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        output.seek(0)
-        text = output.read()
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
-    return text, usage.ru_maxrss // 1024
 
 
 def flags(args, model: str) -> list[str]:

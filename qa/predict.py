@@ -27,10 +27,11 @@ from qa.errors import UserError
 from qa.evaluation.metrics import question_scores, score_v1, score_v2
 from qa.llama.candidates import describe_reachability
 from qa.llama.encode import Passage, encode_examples, passages_and_lengths
-from qa.llama.extract import Extraction, Work, best_spans, describe_work, extract
+from qa.llama.extract import extract
 from qa.llama.generate import Generation, best_pieces, generate, log_odds
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
+from qa.llama.search import Extraction, Work, best_spans, describe_work
 from qa.training.distributed import Runtime, gather_objects, sum_over_ranks
 from qa.training.precision import Precision
 

@@ -32,7 +32,7 @@ is cut. Training puts `end_token_id` behind the answer, which is one of these: t
 turn, else eos. There other tools stop as well.
 
 The wording was chosen on 101 questions of six held-out *training* articles (SmolLM2-135M-Instruct, bf16, greedy, at most
-16 tokens, texts before grounding); each line changes one thing:
+16 tokens, texts before grounding):
 
     EM    F1
     0.0   1.7   plain: 84 of the answers are empty, the model ends the line at once
@@ -42,7 +42,7 @@ The wording was chosen on 101 questions of six held-out *training* articles (Smo
     7.9  19.9   "Extract the answer ... a few words copied from the passage and nothing else."
     9.9  21.2   INSTRUCTION
     5.0  14.7   the instruction behind the question
-   12.9  24.4   the second wording with three demonstrations (--shots 3)
+   12.9  24.4   the wording of the 6.9 / 18.7, with three demonstrations (--shots 3)
 
 Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: encode.py, generate.py, extract.py.
 """

@@ -15,10 +15,11 @@ import torch
 import qa.llama.extract as extract_module
 from qa.data.squad import Example, load_squad
 from qa.llama.encode import Passage, Prompt, encode_examples
-from qa.llama.extract import Extraction, Span, Work, best_spans, describe_work, extract
+from qa.llama.extract import extract
 from qa.llama.generate import generate, log_odds
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
+from qa.llama.search import Extraction, Span, Work, best_spans, describe_work
 from qa.weights import locate
 
 WORDS = ["tower", "the", "The", "Norman", "1889", "12", "in", "of", "Eiffel", "war", "x", "naïve", "engineer", "river"]

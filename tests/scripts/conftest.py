@@ -106,6 +106,7 @@ class Scripts:
 
     def __init__(self, server: WarmServer, script: str, recipe: list[str]) -> None:
         self.server, self.script, self.recipe = server, script, recipe
+        self.runs: dict[tuple, Run] = {}
 
     def finish(self, job: Job, status: int) -> Ended:
         ended = job.wait()
@@ -117,6 +118,14 @@ class Scripts:
 
     def train(self, out: Path, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
         return self.finish(self.start(out, *flags, ranks=ranks), status)
+
+    def whole(self, ranks: int, *flags: str) -> Run:
+        """A run that nothing interrupts; made once for all tests, which only read it."""
+        if (ranks, flags) not in self.runs:
+            folder = self.server.folder / f"whole-{self.script}-{len(self.runs)}"
+            self.train(folder, *flags, ranks=ranks)
+            self.runs[ranks, flags] = Run(folder)
+        return self.runs[ranks, flags]
 
     def evaluate(self, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
         return self.finish(self.server.launch(["evaluate.py", *flags], ranks), status)

@@ -15,19 +15,10 @@ SAVE_ALL = ("--save-every", "1", "--keep", "30")
 LONG = ("--epochs", "25")  # 100 steps, so that a signal arrives before the end
 
 
-@pytest.fixture(scope="module")
-def whole(scripts, read_run, tmp_path_factory):
+@pytest.fixture
+def whole(scripts):
     """whole(ranks, *flags): a run that nothing interrupts, 20 steps if no flag says more, with the dropout of the config."""
-    runs = {}
-
-    def run(ranks: int, *flags: str):
-        if (ranks, flags) not in runs:
-            folder = tmp_path_factory.mktemp("whole") / "run"
-            scripts.train(folder, *flags, ranks=ranks)
-            runs[ranks, flags] = read_run(folder)
-        return runs[ranks, flags]
-
-    return run
+    return scripts.whole
 
 
 # ---- stopped --------------------------------------------------------------------------------------------------

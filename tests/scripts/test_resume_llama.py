@@ -18,19 +18,10 @@ LONG = (*DROPOUT, "--epochs", "12")  # 48 steps, so that a signal arrives before
 SAVE_ALL = (*DROPOUT, "--save-every", "1", "--keep", "30")
 
 
-@pytest.fixture(scope="module")
-def whole(llama_scripts, read_run, tmp_path_factory):
+@pytest.fixture
+def whole(llama_scripts):
     """whole(ranks, *flags): a run that nothing interrupts, 20 steps if no flag says more."""
-    runs = {}
-
-    def run(ranks: int, *flags: str):
-        if (ranks, flags) not in runs:
-            folder = tmp_path_factory.mktemp("whole") / "run"
-            llama_scripts.train(folder, *flags, ranks=ranks)
-            runs[ranks, flags] = read_run(folder)
-        return runs[ranks, flags]
-
-    return run
+    return llama_scripts.whole
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -20,12 +20,10 @@ from qa.weights import load_tokenizer
 EXACT = ["--precision", "fp64", "--dropout", "0", "--save-every", "1", "--keep", "30"]
 
 
-@pytest.fixture(scope="module")
-def one_process(scripts, read_run, tmp_path_factory):
+@pytest.fixture
+def one_process(scripts):
     """20 steps in double precision without dropout, in one process, a batch in one piece; every step is saved."""
-    folder = tmp_path_factory.mktemp("exact") / "run"
-    scripts.train(folder, *EXACT, "--micro-tokens", "100000")
-    return read_run(folder)
+    return scripts.whole(1, *EXACT, "--micro-tokens", "100000")
 
 
 @pytest.mark.parametrize("ranks, micro_tokens", [

@@ -23,12 +23,10 @@ from qa.training.checkpoint import load_checkpoint, save_checkpoint
 EXACT = ["--precision", "fp64", "--save-every", "1", "--keep", "30"]
 
 
-@pytest.fixture(scope="module")
-def one_process(llama_scripts, read_run, tmp_path_factory):
+@pytest.fixture
+def one_process(llama_scripts):
     """20 steps in double precision without dropout, in one process, a batch in one piece; every step is saved."""
-    folder = tmp_path_factory.mktemp("exact") / "run"
-    llama_scripts.train(folder, *EXACT, "--micro-tokens", "100000")
-    return read_run(folder)
+    return llama_scripts.whole(1, *EXACT, "--micro-tokens", "100000")
 
 
 @pytest.mark.parametrize("ranks, micro_tokens", [
