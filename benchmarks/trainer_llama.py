@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="plain", choices=("plain", "engineered"))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step, where memory runs out")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=float, default=0.1, help="share of all steps in which the learning rate rises")
     parser.add_argument("--weight-decay", type=float, default=0.01)
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--target", default="q,k,v,o")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.batch_size % args.accumulate:
+        parser.error(f"--batch-size {args.batch_size} is not a multiple of --accumulate {args.accumulate}")
     torch.manual_seed(args.seed)
 
     data = load_squad(args.train_data)
@@ -86,10 +89,10 @@ def main() -> None:
         trainer = Trainer(
             model=model, train_dataset=features, data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
             args=TrainingArguments(
-                output_dir=scratch, per_device_train_batch_size=args.batch_size, num_train_epochs=args.epochs,
-                learning_rate=args.lr, warmup_steps=round(args.warmup * steps), weight_decay=args.weight_decay,
-                seed=args.seed, save_strategy="no", report_to=[], use_cpu=not torch.cuda.is_available(),
-                **(best_flags if args.best_flags else {})))
+                output_dir=scratch, per_device_train_batch_size=args.batch_size // args.accumulate,
+                gradient_accumulation_steps=args.accumulate, num_train_epochs=args.epochs, learning_rate=args.lr,
+                warmup_steps=round(args.warmup * steps), weight_decay=args.weight_decay, seed=args.seed, save_strategy="no",
+                report_to=[], use_cpu=not torch.cuda.is_available(), **(best_flags if args.best_flags else {})))
         seconds = trainer.train().metrics["train_runtime"]
     print(f"questions_per_second {len(features) * args.epochs / seconds}")
     if args.out:
