@@ -12,12 +12,16 @@ alternate; the ratio is of the best times. Tokens are compared: they may differ 
 Times, forward passes and positions (tokens fed, reading included) per question; how many prefixes the searches expanded;
 for how many questions the greedy answer, grounded, is more probable than the exact one (must be none);
 castel.py's algorithm on the first `--reference-questions`, whose spans and scores must be the same.
+
+    ... --decode exact --passage-tokens 5000    # one question on one passage, joined from many: time and peak memory
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -136,10 +140,11 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
         if node is not None and trie.spans[node] is not None:
             answers[generation.prompt] = ids
     exact = {extraction.prompt: extraction.spans[0].log_prob for extraction in found if extraction.spans}
-    prefix, above, equal = read_prefix(model, template.prefix_ids), [], 0
+    above, equal = [], 0
+    prefix = read_prefix(model, template.prefix_ids, args.micro_tokens)
     with torch.inference_mode():
         for rows in micro_batches(list(answers), 0, args.micro_tokens):
-            reading = read(model, rows, template.prefix_ids, prefix)
+            reading = read(model, rows, template.prefix_ids, prefix, args.micro_tokens)
             scores = score(model, reading, template, [answers[prompt] for prompt in reading.prompts])
             differences = [value - exact[prompt] for prompt, value in zip(reading.prompts, scores, strict=True)]
             above += [difference for difference in differences if difference > 1e-4]
@@ -162,6 +167,31 @@ def compare_reference(model, template: PromptTemplate, prompts: Sequence[Prompt]
     print(f"one row per start, {len(prompts)} questions: {reference_seconds:.1f} s, per question {positions:.0f} positions "
           f"behind the cue; ours {seconds:.1f} s, {ours:.1f}: {reference_seconds / seconds:.1f} times faster; the same score "
           f"for {num_same} of {len(prompts)}")
+
+
+def peak_mb() -> float:
+    """The most memory that this process has ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def long_passage(model, template: PromptTemplate, examples: Sequence[Example], args: argparse.Namespace) -> None:
+    """One question on the passages of the data, joined until they have `--passage-tokens` tokens."""
+    contexts = list(dict.fromkeys(example.context for example in examples))
+    text = contexts[0]
+    for context in contexts[1:]:
+        if len(template.passage_ids(text)) >= args.passage_tokens:
+            break
+        text += " " + context
+    prompts, notes = encode_examples(template, [dataclasses.replace(examples[0], context=text)], 8192,
+                                     max_new_tokens=args.max_new_tokens)
+    texts = {prompt.passage: text[prompt.passage.start_char : prompt.passage.end_char] for prompt in prompts}
+    before = peak_mb()
+    seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens))
+    (best,) = best_spans(found)
+    print(*notes, f"a passage of {len(template.passage_ids(text)):,} tokens in {len(prompts)} piece(s), read "
+          f"{args.micro_tokens:,} at a time: {best.spans[0].text!r}, log P {best.spans[0].log_prob:.4f}, "
+          f"{'proven' if best.is_proven else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "
+          f"{peak_mb():,.0f} MB, before it {before:,.0f}", sep="\n")
 
 
 def compare_greedy(model, template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
@@ -203,6 +233,7 @@ def main() -> None:
     parser.add_argument("--decode", default="greedy", choices=("greedy", "exact"))
     parser.add_argument("--num-best", type=int, default=1)
     parser.add_argument("--reference-questions", type=int, default=30)
+    parser.add_argument("--passage-tokens", type=int, default=0, help="of one long passage, instead of all else")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -211,6 +242,8 @@ def main() -> None:
         load_adapter(model, read_adapter(args.adapter))
         merge(model)  # for both: the same model
     template = PromptTemplate(tokenizer, args.prompt)
+    if args.passage_tokens:
+        return long_passage(model, template, load_squad(args.data, split="dev").examples, args)
     examples = whole_passages(load_squad(args.data, split="dev").examples, args.questions)
     prompts, _ = encode_examples(template, examples, 8192, max_new_tokens=args.max_new_tokens)
     print(f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, {args.prompt} prompt, "

@@ -63,14 +63,15 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: M
     Args:
         texts: what each passage, or piece of one, says.
         max_answer_length: tokens of a span at most, the end token included.
-        micro_tokens: tokens read in one batch, padding included; bounds the memory: cache, tokens of a pass and logits.
+        micro_tokens: tokens read at a time, padding included; bounds the memory: tokens of a pass, logits, and, but for one
+            long row, the cache.
         max_expansions: a search that has expanded so many prefixes ends without proof, once it has found a span; 0: none does.
         report: called after every batch with the number of its prompts.
     """
-    prefix = read_prefix(model, template.prefix_ids)
+    prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     found: dict[Prompt, Extraction] = {}
     for rows in micro_batches(prompts, 0, micro_tokens):
-        reading = read(model, rows, template.prefix_ids, prefix)
+        reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:
             answers = [template.answer_ids(template.refusal)] * len(refusals)

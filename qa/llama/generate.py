@@ -55,26 +55,32 @@ class Reading:
     hidden: Tensor  # [Q, H] that predict its answer's first token
 
 
-def read_prefix(model, prefix_ids: list[int]) -> KVCache:
+def read_prefix(model, prefix_ids: list[int], micro_tokens: int) -> KVCache:
     """The cache of what stands before every passage, as one row."""
     use_packed_attention(model)
     cache = KVCache(1, len(prefix_ids), model.device)
     if prefix_ids:
         ids = torch.tensor(prefix_ids, device=model.device)
         zeros = torch.zeros_like(ids)
-        forward_tokens(model, cache, rows=zeros, ids=ids, positions=torch.arange(len(ids), device=ids.device), segments=zeros)
+        _read_on(model, cache, micro_tokens, zeros, ids, torch.arange(len(ids), device=ids.device), zeros)
     return cache
 
 
-def read(model, rows: Sequence[Row], prefix_ids: list[int], prefix: KVCache) -> Reading:
+def read(model, rows: Sequence[Row], prefix_ids: list[int], prefix: KVCache, micro_tokens: int) -> Reading:
     """Read passages and questions behind the prefix, once."""
     batch = collate(rows, prefix_ids, prefix_is_cached=True).to(model.device)
     cache = prefix.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
     cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
-    hidden = forward_tokens(model, cache, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)  # [T, H]
+    hidden = _read_on(model, cache, micro_tokens, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)
     cues = batch.predicting  # [Q]
     return Reading(batch.prompts, cache, batch.layout.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
                    hidden[cues])
+
+
+def _read_on(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> Tensor:
+    """`forward_tokens` of rows, ids, positions and segments [T]: [T, H]. One long row is read piece by piece."""
+    pieces = zip(*(of_tokens.split(micro_tokens) for of_tokens in tokens), strict=True)
+    return torch.cat([forward_tokens(model, cache, *piece) for piece in pieces])
 
 
 def _logits(model, hidden: Tensor) -> Tensor:
@@ -100,13 +106,13 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
 
     Args:
         max_new_tokens: tokens of an answer at most, the end token included.
-        micro_tokens: tokens read in one batch, padding included; bounds the memory.
+        micro_tokens: tokens read at a time, padding included; bounds the memory.
         report: called after every batch with the number of its prompts.
     """
-    prefix = read_prefix(model, template.prefix_ids)
+    prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     answers: dict[Prompt, Generation] = {}
     for rows in micro_batches(prompts, 0, micro_tokens):
-        reading = read(model, rows, template.prefix_ids, prefix)
+        reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:
             refusals = score(model, reading, template, [template.answer_ids(template.refusal)] * len(refusals))

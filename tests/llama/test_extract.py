@@ -182,8 +182,7 @@ def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, templat
         assert spans_of(found) == spans_of(expected)
         assert scores_of(found) == pytest.approx(scores_of(expected), abs=1e-4)
         assert max(rows_of_logits) <= chunk and sum(done) == len(prompts)
-    longest = max(len(template.prefix_ids), *(len(p.passage.ids) + len(p.question_ids) for p in prompts))
-    assert max(num_tokens) <= longest  # micro_tokens 1: one question, one path at a time
+        assert max(num_tokens) <= max(micro_tokens, 12)  # one path may be longer
 
 
 def test_a_pass_serves_all_questions_and_feeds_a_prefix_once(tiny_llama, template):

@@ -12,7 +12,7 @@ import torch
 import qa.llama.generate as generate_module
 from qa.data.squad import load_squad
 from qa.llama.encode import Passage, Prompt, encode_examples
-from qa.llama.generate import Generation, _draft, best_pieces, generate, read, read_prefix, score
+from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_prefix, score
 from qa.llama.model import load_llama
 from qa.llama.packing import micro_batches
 from qa.llama.prompt import PromptTemplate
@@ -103,9 +103,13 @@ def test_log_probability_is_that_of_the_tokens_and_of_every_way_to_end(tiny_llam
 def test_answers_do_not_depend_on_the_cut_into_batches(tiny_llama, template):
     prompts = random_prompts(8)
     expected = generate(tiny_llama, template, prompts, max_new_tokens=10, micro_tokens=100_000)
+    num_tokens = []
+    tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.append(inputs[0].shape[1]))
     for micro_tokens in (1, 60, 200):
         done = []
+        num_tokens.clear()
         answers = generate(tiny_llama, template, prompts, 10, micro_tokens, report=done.append)
+        assert max(num_tokens) <= max(micro_tokens, 1 + DRAFT)  # a passage is read in pieces; an answer's draft is not
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         assert [a.log_prob for a in answers] == pytest.approx([a.log_prob for a in expected], abs=1e-4)
         assert sum(done) == len(prompts) and len(done) > 1
@@ -115,8 +119,8 @@ def test_score_of_a_given_answer_and_no_trace_in_the_cache(tiny_llama, template)
     with torch.inference_mode():
         prompts = random_prompts(9)
         (rows,) = micro_batches(prompts, 0, 100_000)
-        prefix = read_prefix(tiny_llama, template.prefix_ids)
-        reading = read(tiny_llama, rows, template.prefix_ids, prefix)
+        prefix = read_prefix(tiny_llama, template.prefix_ids, 1000)
+        reading = read(tiny_llama, rows, template.prefix_ids, prefix, 1000)
         rng = random.Random(9)
         given = [[rng.randrange(370) for _ in range(rng.randint(0, 5))] + [template.end_token_id] for _ in prompts]
         length = reading.cache.length
