@@ -26,7 +26,7 @@ from qa.data.squad import SquadData, load_squad
 from qa.errors import UserError, exit_status
 from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import default_folder, read_settings, write_results
+from qa.evaluation.results import check_out, default_folder, read_settings, write_results
 from qa.evaluation.show import metrics_line, table
 from qa.llama.adapter import is_adapter, load_adapter, read_adapter
 from qa.llama.model import context_length, export_merged, load_llama
@@ -43,6 +43,8 @@ LLAMA_LENGTHS = {"max_length": 0, "overlap": 128, "max_answer_length": 48}
 NUM_BEST = {"bert": 20, "llama": 1}
 LLAMA_ONLY = {"prompt", "shots", "train_data", "decode", "max_expansions", "base", "merge_into"}
 EXACT_ONLY = {"num_best", "max_expansions"}  # of LLaMA's
+# What sets an evaluation apart from the one of the checkpoint's own settings, beside prompt, decoder and sample.
+CHANGES = ("max_expansions", "num_best", "precision", *LENGTHS, "na_threshold", "seed", "base")
 MODEL_ONLY = {"micro_tokens", "precision", "num_best", *LENGTHS, *LLAMA_ONLY}
 
 
@@ -105,6 +107,11 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
 
     family = weights.family(path)
     answer = answer_with_llama if family in ("adapter", "gguf", "llama") else answer_with_bert
+    if answer is answer_with_bert and (options.merge_into or options.decode == "exact"):
+        name = "--merge-into" if options.merge_into else "--decode exact"
+        raise UserError(f"{name}: for LLaMA only; {options.ckpt} is of the family {family}")
+    if options.base and family != "adapter":
+        raise UserError(f"--base: for an adapter only; {options.ckpt} is of the family {family}")
     for name in sorted(given & LLAMA_ONLY) if runtime.is_main and answer is answer_with_bert else ():
         print(f"warning: {flag(name)} has no effect on a model of the family {family}", file=sys.stderr)
     if "train_data" in given and not options.shots and runtime.is_main:
@@ -112,6 +119,8 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
     is_greedy = answer is answer_with_llama and options.decode == "greedy"
     for name in sorted(given & EXACT_ONLY) if runtime.is_main and is_greedy else ():
         print(f"warning: {flag(name)} has no effect with --decode greedy", file=sys.stderr)
+    folder = options.out or default_folder(options.ckpt, options.data, variant(options, given))
+    check_out(folder)
     predictions, conditions, notes = answer(options, settings, lengths, path, data, precision, runtime)
 
     threshold = None
@@ -123,7 +132,6 @@ def score_model(options: EvaluateOptions, given: set[str], data: SquadData, runt
               "no answers in the data: predicted only", sep="\n")
         conditions |= {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples), "seed": options.seed,
                        "sample": bool(options.max_questions), "precision": precision.name, "na_threshold": threshold}
-        folder = options.out or default_folder(options.ckpt, options.data, variant(options))
         write_results(folder, data, metrics, conditions, predictions, threshold)
         print(f"written to {folder}")
 
@@ -158,13 +166,17 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
     model, tokenizer = load_llama(base, precision.base_dtype("auto"))
     notes = [] if adapter is None else load_adapter(model, adapter, options.base or adapter.base_name)
     model.to(runtime.device)
-    template = PromptTemplate(tokenizer, options.prompt or "plain", data.is_v2, demonstrations(options, data.is_v2))
     if adapter is not None and not options.prompt and "prompt" in adapter.extra:
-        template = PromptTemplate.from_settings(tokenizer, adapter.extra["prompt"] | {"is_v2": data.is_v2})
+        template = PromptTemplate.from_settings(tokenizer, adapter.extra["prompt"]).for_data(data.is_v2)
+    else:
+        template = PromptTemplate(tokenizer, options.prompt or "plain", data.is_v2, demonstrations(options, data.is_v2))
     lengths = {name: settings.get(name, LLAMA_LENGTHS[name]) for name in LENGTHS} | lengths
     lengths["max_length"] = context_length(model, lengths["max_length"])
     if options.merge_into and runtime.is_main:
-        export_merged(model, tokenizer, Path(options.merge_into))
+        try:
+            export_merged(model, tokenizer, Path(options.merge_into))
+        except OSError as error:
+            raise UserError(f"--merge-into {options.merge_into}: cannot be written ({error.strerror})") from None
         notes.append(f"the merged model, for transformers: {options.merge_into}")
     predictions, cuts = predict_llama(
         model, template, data.examples, **lengths, precision=precision, runtime=runtime, decode=options.decode,
@@ -175,10 +187,11 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
                          "prompt": template.settings(), "base": base_name}, notes + cuts
 
 
-def variant(options: EvaluateOptions) -> str:
-    """What sets this evaluation apart from the checkpoint's own on the same data: prompt, decoder, sample."""
+def variant(options: EvaluateOptions, given: set[str]) -> str:
+    """What sets this evaluation apart from the one of the checkpoint's own settings on the same data."""
     parts = [options.prompt, f"{options.shots}-shots" if options.shots else "", "exact" if options.decode == "exact" else "",
              f"sample-{options.max_questions}" if options.max_questions else ""]
+    parts += [f"{name.replace('_', '-')}-{Path(str(getattr(options, name))).name}" for name in CHANGES if name in given]
     return "-".join(filter(None, parts))
 
 

@@ -36,7 +36,7 @@ from qa.training.run import StopSignal, agree, check_folder, fingerprint, open_r
 
 def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
-    options, given = parse(BertOptions, __doc__, DEMO_BERT)
+    options, _ = parse(BertOptions, __doc__, DEMO_BERT)
     check_folder(options)
     runtime = distributed.start(options.deterministic)
     precision = choose_precision(options.precision, runtime.device)

@@ -20,8 +20,8 @@ from qa import weights
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
-from qa.errors import Stopped, exit_status
-from qa.llama.adapter import base_fingerprint
+from qa.errors import Stopped, UserError, exit_status
+from qa.llama.adapter import base_fingerprint, is_same_base
 from qa.llama.encode import all_tokens, encode_examples, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
 from qa.llama.model import context_length, load_llama
@@ -42,7 +42,7 @@ from qa.training.run import StopSignal, agree, check_folder, fingerprint, open_r
 
 def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
-    options, given = parse(LlamaOptions, __doc__, DEMO_LLAMA)
+    options, _ = parse(LlamaOptions, __doc__, DEMO_LLAMA)
     check_folder(options)
     runtime = distributed.start(options.deterministic)
     precision = choose_precision(options.precision, runtime.device)
@@ -80,6 +80,8 @@ def main() -> None:
     folder, checkpoint = open_run(options, runtime, fingerprint(training, all_tokens(prompts)))
     progress = {"step": 0, "updates": 0, "skipped": 0, "best_f1": None}  # all that a resume needs beside the tensors
     if checkpoint is not None:
+        if not is_same_base(checkpoint.state["base"], base_print):
+            raise UserError(f"--resume: the weights of {options.model} are not those that {folder} was begun with")
         load_lora_state_dict(model, checkpoint.tensors["lora"], str(checkpoint.folder))
         load_optimizer_tensors(model, optimizer, checkpoint.tensors["optimizer"])
         scaler.load_state_dict(checkpoint.state["scaler"])
@@ -100,8 +102,8 @@ def main() -> None:
     def save() -> None:
         if runtime.is_main:
             tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
-            save_checkpoint(folder, progress["step"], tensors, {"progress": progress, "scaler": scaler.state_dict()},
-                            options.keep)
+            state = {"progress": progress, "scaler": scaler.state_dict(), "base": base_print}
+            save_checkpoint(folder, progress["step"], tensors, state, options.keep)
         distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
     stop = StopSignal()

@@ -126,8 +126,8 @@ class EvaluateOptions:
     shots: int = option(0, "LLaMA, --prompt engineered: demonstrations, drawn from --train-data")
     train_data: str = option("squad", DATA_HELP + "; read for --shots only")
     decode: str = option("greedy", DECODE_HELP, choices=DECODERS)
-    max_expansions: int = option(0, "LLaMA, --decode exact: prefixes that a question's search looks at, before it gives its "
-                                 "best span without proof; 0: no limit")
+    max_expansions: int = option(0, "LLaMA, --decode exact: prefixes that a question's search looks at, before it gives the "
+                                 "best span that it has, which may be a poor one, without proof; 0: no limit")
     base: str = option("", "LLaMA: the adapter's base model, where it is not at the place that the adapter names")
     merge_into: str = option("", "LLaMA: write the model with its adapter merged to this folder, for transformers")
 
@@ -229,5 +229,7 @@ def _check(options: Any) -> None:
         value = getattr(options, field.name)
         if value != field.default and not holds(value):  # a default may stand for "chosen later"
             raise UserError(f"{flag(field.name)} {value}: expected {words}")
+    if getattr(options, "shots", 0) and options.prompt != "engineered":
+        raise UserError("--shots: the plain prompt has no demonstrations; use --prompt engineered")
     if isinstance(options, TrainOptions) and not options.out:
         raise UserError("--out: none given; expected the run's folder, a new name (or, with --resume, that of the run)")

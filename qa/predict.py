@@ -45,8 +45,9 @@ class Prediction:
     candidates: list[Candidate]  # distinct spans, best first
     no_answer_score: float | None  # v2.0: larger means "no answer"
     no_answer_confidence: float | None
-    raw_text: str | None = None  # LLaMA: what it wrote, before grounding
-    grounding: str | None = None  # LLaMA: exact, normalised, repaired, empty, or refused (v2.0)
+    raw_text: str | None = None  # LLaMA, greedy: what it wrote, before grounding
+    grounding: str | None = None  # LLaMA, greedy: exact, normalised, repaired, empty, or refused (v2.0)
+    refusal_log_prob: float | None = None  # LLaMA, v2.0: its log-probability of writing the refusal
 
 
 def predict_bert(model: BertSpanModel, tokenizer, examples: list[Example], *, max_length: int, overlap: int,
@@ -142,22 +143,23 @@ def _extracted(example: Example, extraction: Extraction) -> Prediction:
     """The spans as they are. A confidence is the model's own probability; those of all texts there are add up to 1."""
     assert all(example.context[span.start_char:span.end_char] == span.text for span in extraction.spans)
     candidates = [Candidate(*span, math.exp(span.log_prob)) for span in extraction.spans]
-    text, kind = (candidates[0].text, "exact") if candidates else ("", "empty")
-    return Prediction(example.id, text, candidates, *_refusal_scores(extraction.refusal_log_prob), text, kind)
+    return Prediction(example.id, candidates[0].text if candidates else "", candidates,
+                      *_refusal_scores(extraction.refusal_log_prob), refusal_log_prob=extraction.refusal_log_prob)
 
 
 def _grounded(example: Example, generation: Generation, template: PromptTemplate) -> Prediction:
     """The generated text as a span of the piece of passage that it was read from."""
     scores = _refusal_scores(generation.refusal_log_prob)
     if template.refusal is not None and generation.text == template.refusal:
-        return Prediction(example.id, "", [], *scores, generation.text, "refused")
+        return Prediction(example.id, "", [], *scores, generation.text, "refused", generation.refusal_log_prob)
     piece = generation.prompt.passage
     grounded = ground(generation.text, _piece_text(example, piece))
     candidates = []
     if grounded.start_char is not None:
         candidates = [Candidate(grounded.text, grounded.start_char + piece.start_char, grounded.end_char + piece.start_char,
                                 generation.log_prob, math.exp(generation.log_prob))]
-    return Prediction(example.id, grounded.text, candidates, *scores, generation.text, grounded.kind)
+    return Prediction(example.id, grounded.text, candidates, *scores, generation.text, grounded.kind,
+                      generation.refusal_log_prob)
 
 
 def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None]:
@@ -183,7 +185,7 @@ def score(data: SquadData, predictions: list[Prediction], na_threshold: float | 
 
 
 def raw_scores(data: SquadData, predictions: list[Prediction]) -> dict[str, float]:
-    """LLaMA only: EM and F1 of the texts as generated, and how many were grounded in which way."""
+    """LLaMA's greedy decoding only: EM and F1 of the texts as generated, and how many were grounded in which way."""
     if not predictions or predictions[0].raw_text is None:
         return {}
     texts = {prediction.id: "" if prediction.grounding == "refused" else prediction.raw_text for prediction in predictions}

@@ -3,6 +3,7 @@
     metrics.json        the official keys
     predictions.json    {id: answer}: what the official scripts read
     nbest.json          {id: [{text, start_char, end_char, score, confidence}, ...]}, best first
+    generated.json      LLaMA's greedy decoding: {id: {text, grounding}}, what it wrote and how that was found in the passage
     null_odds.json      v2.0: {id: no-answer score}, under the name that Google's BERT gave it
     conditions.json     the model, the data and the settings behind the figures
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,8 @@ def default_folder(ckpt: str, data: str, variant: str = "") -> Path:
     """Inside the checkpoint's folder; for a model that has none of the user's own, under runs/.
 
     Args:
-        variant: what else makes this another evaluation, such as "plain" or "sample-100", so that none replaces another.
+        variant: what else makes this another evaluation, such as "plain" or "sample-100", so that it does not replace the
+            one of the checkpoint's own settings.
     """
     name = "-".join(["evaluation", re.sub(r"[^\w.-]+", "-", Path(data).stem), *([variant] if variant else [])])
     if Path(ckpt).is_dir():
@@ -75,20 +78,34 @@ def write_results(folder: Path | str, data: SquadData, metrics: dict[str, Any], 
     from qa.predict import answers
 
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
-    if metrics:
-        write_json(folder / "metrics.json", metrics)
+    check_out(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "conditions.json", conditions)
     if predictions is None:
+        write_json(folder / "metrics.json", metrics)
         return
-    write_json(folder / "predictions.json", answers(predictions, na_threshold))
-    write_json(folder / "nbest.json", {prediction.id: _nbest(prediction) for prediction in predictions})
-    if data.is_v2:
-        write_json(folder / "null_odds.json", {prediction.id: prediction.no_answer_score for prediction in predictions
-                                               if prediction.no_answer_score is not None})
+    files = {
+        "metrics.json": metrics,
+        "predictions.json": answers(predictions, na_threshold),
+        "nbest.json": {prediction.id: _nbest(prediction) for prediction in predictions},
+        "null_odds.json": {prediction.id: prediction.no_answer_score for prediction in predictions
+                           if data.is_v2 and prediction.no_answer_score is not None},
+        "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
+                           for prediction in predictions if prediction.raw_text is not None},
+    }
+    for name, content in files.items():
+        if content:
+            write_json(folder / name, content)
+        else:  # an earlier evaluation's must not stand beside the others
+            (folder / name).unlink(missing_ok=True)
+
+
+def check_out(folder: Path | str) -> None:
+    """Whether files can be written there: asked before anything is computed."""
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        kind = "may not be written" if existing.is_dir() else "is a file"
+        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
 
 
 def _nbest(prediction: Prediction) -> list[dict[str, Any]]:
@@ -97,12 +114,12 @@ def _nbest(prediction: Prediction) -> list[dict[str, Any]]:
         score = _no_answer_score(prediction)
         entries.append({"text": "", "start_char": None, "end_char": None, "score": score,
                         "confidence": prediction.no_answer_confidence})
-        entries.sort(key=lambda entry: -(entry["score"] or 0.0))
+        entries.sort(key=lambda entry: math.inf if entry["score"] is None else -entry["score"])
     return entries
 
 
 def _no_answer_score(prediction: Prediction) -> float | None:
     """The score of giving no answer, on the scale of the spans' scores."""
-    if prediction.raw_text is not None:  # LLaMA: log-probabilities, which need no span beside them
-        return math.log(prediction.no_answer_confidence) if prediction.no_answer_confidence else None
+    if prediction.refusal_log_prob is not None:  # LLaMA: spans are scored by their log-probabilities
+        return prediction.refusal_log_prob
     return prediction.candidates[0].score + prediction.no_answer_score if prediction.candidates else None

@@ -93,6 +93,7 @@ def save_adapter(
     own = {"base_model": base_name, "base_fingerprint": fingerprint, "extra": extra}
     tensors = {KEY_PREFIX + key: t.cpu().contiguous() for key, t in lora_state_dict(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors' own mode is for the owner only
     for name, content in ((CONFIG_FILE, config), (OWN_FILE, own)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -121,12 +122,16 @@ def read_adapter(folder: Path) -> Adapter:
                 "supported; merge the adapter into its base with peft, and give the merged model"
             )
     own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    fingerprint, extra = own.get("base_fingerprint"), own.get("extra", {})
+    is_whole = isinstance(fingerprint, dict) and set(fingerprint) == {"dtype", "bytes", "signs"} and isinstance(extra, dict)
+    if own and not is_whole:
+        raise UserError(f"{folder / OWN_FILE} is damaged; copy it again, or delete it: then --prompt decides on the prompt")
     return Adapter(
         folder=folder,
         spec=_spec_from(config, folder / CONFIG_FILE),
         base_name=own.get("base_model") or config.get("base_model_name_or_path"),
-        base_fingerprint=own.get("base_fingerprint"),
-        extra=own.get("extra", {}),
+        base_fingerprint=fingerprint,
+        extra=extra,
     )
 
 

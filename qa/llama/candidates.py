@@ -110,7 +110,6 @@ class Units:
     def cuts_word(self, first: int, last: int) -> bool:
         return _is_within_word(self.text, self.starts[first]) or _is_within_word(self.text, self.ends[last])
 
-
     def first_beyond(self, first: int, most_chars: int, stop: int) -> int:
         """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
         return bisect.bisect_right(self.ends, self.starts[first] + most_chars, first, stop)

@@ -70,7 +70,7 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: M
     """
     prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     found: dict[Prompt, Extraction] = {}
-    for rows in micro_batches(prompts, 0, micro_tokens):
+    for rows in micro_batches(prompts, len(template.prefix_ids), micro_tokens):
         reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from qa.errors import UserError
 from qa.llama.attention import use_packed_attention
 from qa.llama.cache import GROWTH, KVCache, forward_tokens
 from qa.llama.encode import Prompt
@@ -111,7 +112,7 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
     """
     prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     answers: dict[Prompt, Generation] = {}
-    for rows in micro_batches(prompts, 0, micro_tokens):
+    for rows in micro_batches(prompts, len(template.prefix_ids), micro_tokens):
         reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:
@@ -169,7 +170,8 @@ def _choices(logits: Tensor, template: PromptTemplate) -> list[tuple[int, float,
 def _append(answer: Generation, choice: tuple[int, float, float], template: PromptTemplate) -> None:
     token, log_prob, end_log_prob = choice
     if not math.isfinite(log_prob):
-        raise ValueError(f"question {answer.prompt.id}: the model's logits are not finite")
+        raise UserError(f"question {answer.prompt.id!r}: the model's logits are NaN or infinite; try --precision fp32, and "
+                        "check the checkpoint's training log")
     is_end = token in template.end_token_ids
     answer.log_prob += end_log_prob if is_end else log_prob
     answer.is_complete = is_end or token in template.closing_token_ids
@@ -256,7 +258,7 @@ def log_odds(log_prob: float) -> float:
 
 
 def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:
-    """One answer per example, of passages read in pieces: the most probable that is no refusal, if there is one.
+    """One answer per example, of passages read in pieces: the most probable that is not empty and no refusal, if there is one.
 
     Its `refusal_log_prob` is the least of all pieces: a passage answers if one of its pieces does.
     """
@@ -265,7 +267,7 @@ def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[
         by_example.setdefault(generation.prompt.index, []).append(generation)
     chosen = []
     for pieces in by_example.values():
-        best = max(pieces, key=lambda piece: (piece.text != refusal, piece.log_prob))
+        best = max(pieces, key=lambda piece: (piece.text not in ("", refusal), piece.log_prob))
         refusals = [piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None]
         chosen.append(replace(best, refusal_log_prob=min(refusals, default=None)))
     return chosen

@@ -206,6 +206,8 @@ def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, f
         for name, layer in layers.items():
             _put(model, name, layer.base)
         model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors' own mode is for the owner only
         tokenizer.save_pretrained(folder)
     finally:
         for name, layer in layers.items():

@@ -45,7 +45,7 @@ class LlamaProduct:
     def predict(self, data: SquadData) -> list[Prediction]:
         options = self.options
         predictions, _ = predict_llama(
-            self.model, self.template, data.examples, max_length=self.max_length, overlap=options.overlap,
+            self.model, self.template.for_data(data.is_v2), data.examples, max_length=self.max_length, overlap=options.overlap,
             max_answer_length=options.max_answer_length, precision=self.precision, runtime=self.runtime, decode=options.decode,
             micro_tokens=default_micro_tokens(options.micro_tokens, self.runtime.device))
         return predictions
@@ -55,8 +55,10 @@ class LlamaProduct:
         """Predict with another prompt for a while."""
         own = self.template
         self.template = PromptTemplate(own.tokenizer, kind, own.is_v2)
-        yield
-        self.template = own
+        try:
+            yield
+        finally:
+            self.template = own
 
     def save(self, step: int, na_threshold: float | None, metrics: dict[str, Any]) -> None:
         if self.runtime.is_main:
@@ -66,7 +68,8 @@ class LlamaProduct:
             settings = {"max_length": self.max_length, "overlap": options.overlap,
                         "max_answer_length": options.max_answer_length, "na_threshold": na_threshold,
                         "is_v2": self.train_data.is_v2, "step": step}
-            recipe = (f"LoRA on {', '.join(self.spec.targets)}, r {self.spec.rank}, alpha {self.spec.alpha:g}; "
+            targets = self.spec.targets if isinstance(self.spec.targets, str) else ", ".join(self.spec.targets)
+            recipe = (f"LoRA on {targets}, r {self.spec.rank}, alpha {self.spec.alpha:g}; "
                       f"{options.prompt} prompt")
             save_adapter(self.model, self.spec, temporary, options.model, self.fingerprint,
                          {"prompt": self.template.settings()})

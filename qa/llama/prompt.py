@@ -137,8 +137,15 @@ class PromptTemplate:
 
     @classmethod
     def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
-        demonstrations = [Demonstration(**fields) for fields in settings["demonstrations"]]
-        return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
+        try:
+            demonstrations = [Demonstration(**fields) for fields in settings["demonstrations"]]
+            return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the adapter's prompt settings are damaged ({error!r}); give --prompt") from None
+
+    def for_data(self, is_v2: bool) -> PromptTemplate:
+        """The same prompt for data of either version: whoever has learnt to refuse still does, and v2.0 needs a refusal."""
+        return self if self.is_v2 or not is_v2 else self.from_settings(self.tokenizer, self.settings() | {"is_v2": True})
 
     def passage_ids(self, context: str) -> list[int]:
         """Encoded once per passage, not once per question."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qa.errors import UserError
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Prompt
 
@@ -123,7 +124,8 @@ class Search:
     def expand(self, node: int, log_probs: Sequence[float], end_log_prob: float) -> None:
         """What follows `node`: log P of each child's token, in order, and of the end."""
         if math.isnan(end_log_prob):
-            raise ValueError(f"question {self.prompt.id}: the model's logits are not finite")
+            raise UserError(f"question {self.prompt.id!r}: the model's logits are NaN or infinite; try --precision fp32, and "
+                            "check the checkpoint's training log")
         bound = self.bounds[node]
         self.num_expanded += node != ROOT
         if self.trie.spans[node] is not None:

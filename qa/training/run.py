@@ -38,11 +38,15 @@ def check_folder(options: Any) -> dict[str, Any] | None:
     """
     folder = Path(options.out)
     record_path = folder / "options.json"
-    if folder.exists() and not folder.is_dir():
+    if not next(path for path in (folder, *folder.absolute().parents) if path.exists()).is_dir():
         raise UserError(f"--out {folder}: a file stands there; expected a folder or a new name")
     if not record_path.exists():
         if options.resume:
             raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
+        others = [name for name in ("model", "last", "log.jsonl") if (folder / name).exists()] + [
+            path.name for path in folder.glob("step-*")]
+        if others:  # a run would replace them
+            raise UserError(f"--out {folder}: holds {others[0]!r}, but no run of ours (no options.json); choose another folder")
         return None
     if not options.resume:
         raise UserError(f"--out {folder}: already holds a run; go on with it by --resume, or choose another folder")

@@ -101,6 +101,24 @@ def test_prediction_without_a_span_is_written_too(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_files_of_an_earlier_evaluation_do_not_stay_beside_the_new_ones(tmp_path):
+    write_results(tmp_path, make_data(True), {"f1": 50.0}, {}, make_predictions(True), 0.0)
+    assert (tmp_path / "metrics.json").exists() and (tmp_path / "null_odds.json").exists()
+    write_results(tmp_path, make_data(False), {}, {}, make_predictions(False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conditions.json", "nbest.json", "predictions.json"]
+    write_results(tmp_path, make_data(False), {"f1": 1.0}, {})  # a file of predictions may be the user's own
+    assert (tmp_path / "predictions.json").exists()
+
+
+def test_a_score_that_is_missing_stands_last(tmp_path):
+    candidates = [Candidate("cat", 4, 7, -2.0, 0.1)]
+    low = [Prediction("a", "cat", candidates, -800.0, 0.0, refusal_log_prob=-800.0), Prediction("b", "", [], 3.0, 1.0)]
+    write_results(tmp_path, make_data(True), {}, {}, low, 0.0)
+    nbest = read(tmp_path / "nbest.json")
+    assert [(entry["text"], entry["score"]) for entry in nbest["a"]] == [("cat", -2.0), ("", -800.0)]
+    assert [entry["score"] for entry in nbest["b"]] == [None]
+
+
 def test_scored_file_of_predictions_leaves_metrics_and_conditions_only(tmp_path):
     write_results(str(tmp_path), make_data(False), {"f1": 50.0}, {"predictions": "mine.json"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conditions.json", "metrics.json"]

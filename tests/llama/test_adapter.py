@@ -23,6 +23,7 @@ from qa.llama.adapter import (
     save_adapter,
 )
 from qa.llama.lora import inject_lora, lora_layers, lora_state_dict, merge
+from qa.llama.prompt import PromptTemplate
 from qa.llama.targets import LoraSpec
 
 IDS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(3))
@@ -270,6 +271,20 @@ def test_a_base_of_another_name_and_unknown_weights_is_a_graver_warning(saved):
     (folder / OWN_FILE).unlink()
     (warning,) = load_adapter(base, read_adapter(folder), "base-b")
     assert "the answers may be wrong" in warning
+
+
+@pytest.mark.parametrize("damage", [{"base_fingerprint": {"dtype": "float32"}}, {"base_fingerprint": None}, {"extra": 5}])
+def test_a_damaged_file_of_our_own_is_named(saved, damage):
+    _, folder = saved
+    own = json.loads((folder / OWN_FILE).read_text())
+    (folder / OWN_FILE).write_text(json.dumps(own | damage))
+    with pytest.raises(UserError, match=f"{OWN_FILE} is damaged"):
+        read_adapter(folder)
+
+
+def test_damaged_prompt_settings_are_named(byte_level_tokenizer):
+    with pytest.raises(UserError, match="prompt settings are damaged"):
+        PromptTemplate.from_settings(byte_level_tokenizer, {"kind": "plain"})
 
 
 def test_a_base_of_another_fingerprint_is_an_error(saved, tiny_llama_factory):

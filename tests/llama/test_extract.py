@@ -14,6 +14,7 @@ import torch
 
 import qa.llama.extract as extract_module
 from qa.data.squad import Example, load_squad
+from qa.errors import UserError
 from qa.llama.encode import Passage, Prompt, encode_examples
 from qa.llama.extract import extract
 from qa.llama.generate import generate, log_odds
@@ -315,7 +316,7 @@ def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, 
 def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
     tiny_llama.lm_head.weight.data[7, 0] = float("nan")
     prompts, texts = make_case(template, 6)
-    with pytest.raises(ValueError, match="question q"):
+    with pytest.raises(UserError, match="question 'q"):
         extract(tiny_llama, template, prompts, texts, 8, 1000)
 
 

@@ -11,6 +11,7 @@ import torch
 
 import qa.llama.generate as generate_module
 from qa.data.squad import load_squad
+from qa.errors import UserError
 from qa.llama.encode import Passage, Prompt, encode_examples
 from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_prefix, score
 from qa.llama.model import load_llama
@@ -205,7 +206,7 @@ def test_draft_is_what_follows_in_the_passage(monkeypatch):
 
 def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
     tiny_llama.lm_head.weight.data[7, 0] = float("nan")
-    with pytest.raises(ValueError, match="question q0"):
+    with pytest.raises(UserError, match="question 'q0'"):
         generate(tiny_llama, template, [p for p in random_prompts(12) if p.id == "q0"], 5, 200)
 
 
@@ -217,7 +218,7 @@ def test_best_piece_is_the_most_probable_that_is_no_refusal():
 
     found = best_pieces(
         [piece(0, "a", -3.0, -1.0), piece(0, "no", -0.5, -0.5), piece(0, "b", -2.0, -2.0), piece(1, "no", -2.0, -2.0),
-         piece(1, "no", -1.0, -1.0), piece(2, "c", -9.0)],
+         piece(1, "no", -1.0, -1.0), piece(2, "c", -9.0), piece(2, "", -0.1)],
         refusal="no",
     )  # fmt: skip
     assert [(p.text, p.log_prob, p.refusal_log_prob) for p in found] == [

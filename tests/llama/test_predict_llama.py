@@ -8,8 +8,10 @@ import math
 import pytest
 import torch
 
+import qa.predict as predict_module
 from qa.data.squad import parse_squad
 from qa.evaluation.results import write_results
+from qa.llama.generate import Generation
 from qa.llama.prompt import PromptTemplate
 from qa.predict import predict_llama, score
 from qa.training.distributed import Runtime
@@ -37,8 +39,8 @@ def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squ
     data = few(small_squad)
     predictions, notes = predict(tiny_llama, tokenizer, data, decode="exact", num_best=3)
     for example, prediction in zip(data.examples, predictions, strict=True):
-        assert prediction.id == example.id and prediction.grounding == "exact"
-        assert prediction.text == prediction.raw_text == prediction.candidates[0].text != ""
+        assert prediction.id == example.id and prediction.raw_text is prediction.grounding is None  # nothing was generated
+        assert prediction.text == prediction.candidates[0].text != ""
         assert len(prediction.candidates) == 3
         scores = [candidate.score for candidate in prediction.candidates]
         assert scores == sorted(scores, reverse=True)
@@ -48,7 +50,7 @@ def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squ
     assert any(note.startswith("exact search") and "all proven" in note for note in notes)
     assert any(note.startswith("ceiling of exact decoding") for note in notes)
     metrics = score(data, predictions, None)
-    assert metrics["num_exact"] == len(predictions) and metrics["exact_match"] == metrics["raw_exact"]
+    assert set(metrics) == {"exact_match", "f1", "total"}
     write_results(tmp_path, data, metrics, {}, predictions)
     nbest = json.loads((tmp_path / "nbest.json").read_text())
     assert [len(entries) for entries in nbest.values()] == [3] * len(predictions)
@@ -66,6 +68,32 @@ def test_no_answer_score_is_the_log_odds_of_the_refusal(tiny_llama, tokenizer, s
         (refusal,) = [entry for entry in entries if entry["start_char"] is None]
         assert refusal["score"] == pytest.approx(math.log(refusal["confidence"]))
         assert entries == sorted(entries, key=lambda entry: -entry["score"])
+
+
+def test_greedy_answers_leave_what_was_written(tiny_llama, tokenizer, small_squad, tmp_path):
+    data = few(small_squad)
+    predictions, _ = predict(tiny_llama, tokenizer, data)
+    write_results(tmp_path, data, score(data, predictions, None), {}, predictions)
+    generated = json.loads((tmp_path / "generated.json").read_text())
+    assert generated == {p.id: {"text": p.raw_text, "grounding": p.grounding} for p in predictions}
+
+
+def test_a_refusal_that_was_learnt_is_known_on_data_of_v1_too(tiny_llama, tokenizer, small_squad, monkeypatch):
+    """Not grounded as if it were an answer."""
+    data = few(small_squad)
+    template = PromptTemplate(tokenizer, "plain", is_v2=True)
+    assert template.for_data(False) is template.for_data(True) is template
+    plain = PromptTemplate(tokenizer, "plain")
+    assert plain.for_data(False) is plain and plain.for_data(True).settings() == plain.settings() | {"is_v2": True}
+
+    def generate(model, template, prompts, *_):
+        return [Generation(prompt, text=template.refusal, log_prob=-0.5, is_complete=True) for prompt in prompts]
+
+    monkeypatch.setattr(predict_module, "generate", generate)
+    predictions, _ = predict_llama(tiny_llama, template.for_data(data.is_v2), data.examples, max_length=480, overlap=20,
+                                   max_answer_length=10, micro_tokens=4096, precision=Precision("fp32", "cpu"), runtime=ALONE)
+    assert {(p.text, p.grounding) for p in predictions} == {("", "refused")}
+    assert score(data, predictions, None)["num_refused"] == len(predictions)
 
 
 def test_a_budget_is_reported(tiny_llama, tokenizer, small_squad):

@@ -162,6 +162,8 @@ def test_flags_of_evaluate(error_of, tiny_bert_folder, data_file, tmp_path):
     assert str(predictions) in error_of(evaluate, *data, "--predictions", predictions)
     assert str(data_file) in error_of(evaluate, *data, "--ckpt", tiny_bert_folder, "--max-length", "128", "--overlap", "32",
                                       "--out", data_file)
+    for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact")):
+        assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(f"{flags[0]}")
 
 
 def test_predictions_of_v2_for_data_of_v1(error_of, data_file, data_v2_file, tmp_path):

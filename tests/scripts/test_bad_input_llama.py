@@ -92,6 +92,17 @@ def test_resume_of_another_run(run_folder, llama_scripts):
     assert f"--out {run_folder}: already holds a run" in line
 
 
+def test_resume_with_another_base(llama_scripts, tiny_llama_folder, tmp_path):
+    """The folder is the same, its weights are not."""
+    base = shutil.copytree(tiny_llama_folder, tmp_path / "base")
+    llama_scripts.train(tmp_path / "run", "--model", str(base), "--stop-after", "1", status=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        LlamaForCausalLM(LlamaConfig.from_pretrained(base)).save_pretrained(base)
+    line = the_line(llama_scripts.train(tmp_path / "run", "--model", str(base), "--resume", status=2))
+    assert line.startswith(f"--resume: the weights of {base} are not those")
+
+
 def test_adapter_with_a_base_that_is_not_its_own(run_folder, tiny_llama_folder, tiny_bert_folder, llama_scripts, data_file,
                                                  tmp_path):
     """Of the same shape and other weights; of another family; gone. As a base itself it is told where it belongs."""
@@ -107,5 +118,7 @@ def test_adapter_with_a_base_that_is_not_its_own(run_folder, tiny_llama_folder, 
     assert str(run_folder) in line and str(tiny_llama_folder) in line and str(other) in line and "weights differ" in line
     assert "expected 'llama'" in evaluate_error("--base", tiny_bert_folder)
     assert evaluate_error("--base", tmp_path / "gone").startswith(f"--base {tmp_path / 'gone'}: ")
+    merge = evaluate_error("--merge-into", data_file / "merged")
+    assert merge.startswith(f"--merge-into {data_file / 'merged'}: ") and not (tmp_path / "out").exists()
     line = the_line(llama_scripts.train(tmp_path / "run", "--model", str(run_folder), status=2))
     assert "adapter" in line and "--ckpt" in line

@@ -178,7 +178,7 @@ def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_
     document["data"] = [article for article in document["data"] if article["title"] in held_out]
     (tmp_path / "held-out.json").write_text(json.dumps(document))
     llama_scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")
-    metrics = read(out / "evaluation-held-out", "metrics")
+    metrics = read(out / "evaluation-held-out-precision-fp32", "metrics")
     assert {name: best[name] for name in metrics} == metrics
     odds = read(out / "evaluation-held-out", "null_odds")
     refused = {name for name, answer in read(out / "evaluation-held-out", "predictions").items() if not answer}

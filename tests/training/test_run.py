@@ -54,6 +54,18 @@ def test_the_folder_is_checked_without_data_or_model(tmp_path):
         check_folder(BertOptions(out=options.out, resume=True, lr=0.5))
 
 
+@pytest.mark.parametrize("name", ["model/thesis.txt", "step-000120/x", "log.jsonl"])
+def test_what_a_run_would_replace_is_not_taken_for_one(name, tmp_path):
+    """--model proj/model --out proj would replace the base by the product."""
+    file = tmp_path / "proj" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("not ours")
+    for options in (BertOptions(out=str(tmp_path / "proj")), BertOptions(out=str(file)), BertOptions(out=str(file / "run"))):
+        with pytest.raises(UserError, match="--out "):
+            check_folder(options)
+    assert check_folder(BertOptions(out=str(tmp_path / "proj" / "new"))) is None
+
+
 def test_llama_examples_of_equal_lengths_are_told_apart():
     """One token of the passage, the question or the answer makes another fingerprint; a shared passage counts once."""
     def of(passage_id: int, question_id: int, answer_id: int) -> str:
