@@ -180,6 +180,6 @@ def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_
     llama_scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")
     metrics = read(out / "evaluation-held-out-precision-fp32", "metrics")
     assert {name: best[name] for name in metrics} == metrics
-    odds = read(out / "evaluation-held-out", "null_odds")
-    refused = {name for name, answer in read(out / "evaluation-held-out", "predictions").items() if not answer}
+    odds = read(out / "evaluation-held-out-precision-fp32", "null_odds")
+    refused = {name for name, answer in read(out / "evaluation-held-out-precision-fp32", "predictions").items() if not answer}
     assert refused >= {name for name, score in odds.items() if score > best["na_threshold"]}  # some have no span at all
