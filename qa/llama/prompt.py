@@ -35,7 +35,7 @@ The wording was chosen on 101 questions of six held-out *training* articles (Smo
 16 tokens, texts before grounding):
 
     EM    F1
-    0.0   1.7   plain: 84 of the answers are empty, the model ends the line at once
+    0.0   1.7   plain: 84 of the answers are empty, the model ends them at once
     0.0  17.0   engineered, "... the shortest exact span copied from the passage. Write the span only.", no cue (153 questions)
     6.9  18.7   the same, and "Answer:" begun for the model
     7.9  19.1   "... with one to five words copied from it. Never write a sentence."
