@@ -170,6 +170,9 @@ def answer_with_llama(options: EvaluateOptions, settings: dict, lengths: dict, p
         template = PromptTemplate.from_settings(tokenizer, adapter.extra["prompt"]).for_data(data.is_v2)
     else:
         template = PromptTemplate(tokenizer, options.prompt or "plain", data.is_v2, demonstrations(options, data.is_v2))
+    scored = {(example.context, example.question.strip()) for example in data.examples}
+    if num_scored := sum((shot.context, shot.question) in scored for shot in template.demonstrations):
+        notes.append(f"warning: {num_scored} demonstration(s) are questions of the data that is scored")
     lengths = {name: settings.get(name, LLAMA_LENGTHS[name]) for name in LENGTHS} | lengths
     lengths["max_length"] = context_length(model, lengths["max_length"])
     if options.merge_into and runtime.is_main:

@@ -158,6 +158,9 @@ def test_evaluate_takes_the_runs_prompt_or_the_one_it_is_told(trained, llama_scr
     assert kinds == {"run": "plain", "plain": "plain", "engineered": "engineered"}
     assert read(tmp_path / "run", "predictions") == read(tmp_path / "plain", "predictions")
     assert read(tmp_path / "run", "predictions") != read(tmp_path / "engineered", "predictions")
+    ended = llama_scripts.evaluate("--ckpt", str(trained.folder), "--data", str(data_file), "--prompt", "engineered", "--shots",
+                                   "1", "--train-data", str(data_file), "--out", str(tmp_path / "shot"))
+    assert "warning: 1 demonstration(s) are questions of the data that is scored" in ended.out
 
 
 def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_v2_file, tmp_path):
