@@ -119,7 +119,7 @@ def test_product_is_the_best_on_held_out_articles(scripts, read_run, data_v2_fil
     """v2.0, a learning rate that ruins the model; the threshold is that of the best weights, and evaluate.py uses it."""
     out, run = tmp_path / "run", read_run(tmp_path / "run")
     scripts.train(out, "--train-data", str(data_v2_file), "--held-out", "0.3", "--eval-every", "3", "--save-every", "1",
-                  "--keep", "50", "--lr", "0.03", "--epochs", "12")
+                  "--keep", "50", "--lr", "0.3", "--epochs", "12")
     evaluations = run.events("evaluation")
     best = max(evaluations, key=lambda line: line["f1"])  # the first of several
     assert [line["step"] for line in evaluations] == list(range(3, run.steps()[-1] + 1, 3))
@@ -133,7 +133,7 @@ def test_product_is_the_best_on_held_out_articles(scripts, read_run, data_v2_fil
     document["data"] = [article for article in document["data"] if article["title"] in held_out]
     (tmp_path / "held-out.json").write_text(json.dumps(document))
     scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")
-    results = out / "evaluation-held-out"
+    results = out / "evaluation-held-out-precision-fp32"
     metrics = json.loads((results / "metrics.json").read_text())
     assert {name: best[name] for name in metrics} == metrics
     odds = json.loads((results / "null_odds.json").read_text())
