@@ -26,7 +26,7 @@ from qa.data.squad import SquadData, load_squad
 from qa.errors import UserError, exit_status
 from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import check_out, default_folder, read_settings, write_results
+from qa.evaluation.results import default_folder, read_settings, write_results
 from qa.evaluation.show import metrics_line, table
 from qa.llama.adapter import is_adapter, load_adapter, read_adapter
 from qa.llama.model import context_length, export_merged, load_llama
@@ -34,6 +34,7 @@ from qa.llama.prompt import Demonstration, PromptTemplate, choose_demonstrations
 from qa.options import EvaluateOptions, flag, parse
 from qa.predict import Prediction, predict_bert, predict_llama, score
 from qa.training import distributed
+from qa.training.checkpoint import check_out
 from qa.training.distributed import Runtime, default_micro_tokens
 from qa.training.precision import Precision, choose_precision
 

@@ -143,7 +143,7 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
     above, equal = [], 0
     prefix = read_prefix(model, template.prefix_ids, args.micro_tokens)
     with torch.inference_mode():
-        for rows in micro_batches(list(answers), 0, args.micro_tokens):
+        for rows in micro_batches(list(answers), len(template.prefix_ids), args.micro_tokens):
             reading = read(model, rows, template.prefix_ids, prefix, args.micro_tokens)
             scores = score(model, reading, template, [answers[prompt] for prompt in reading.prompts])
             differences = [value - exact[prompt] for prompt, value in zip(reading.prompts, scores, strict=True)]

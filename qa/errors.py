@@ -21,6 +21,11 @@ class UserError(ValueError):
     """The input is wrong, and the message, one line, is all that the user needs to put it right."""
 
 
+def not_finite(question_id: str) -> UserError:
+    return UserError(f"question {question_id!r}: the model's logits are NaN or infinite; try --precision fp32, and check the "
+                     "checkpoint's training log")
+
+
 class Stopped(Exception):
     """The run ends early: on request, after a checkpoint was written, or because a loss was not finite."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qa.data.squad import SquadData
 from qa.errors import UserError
 from qa.options import TrainOptions
-from qa.training.checkpoint import write_json
+from qa.training.checkpoint import check_out, write_json
 
 if TYPE_CHECKING:
     from qa.predict import Prediction
@@ -98,14 +97,6 @@ def write_results(folder: Path | str, data: SquadData, metrics: dict[str, Any], 
             write_json(folder / name, content)
         else:  # an earlier evaluation's must not stand beside the others
             (folder / name).unlink(missing_ok=True)
-
-
-def check_out(folder: Path | str) -> None:
-    """Whether files can be written there: asked before anything is computed."""
-    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "may not be written" if existing.is_dir() else "is a file"
-        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
 
 
 def _nbest(prediction: Prediction) -> list[dict[str, Any]]:

@@ -10,14 +10,17 @@ and generate.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from qa.data.squad import Example
 from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate, answer_text
+
+Answer = TypeVar("Answer")  # generate.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,6 +89,18 @@ def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndar
     passage = [numbers.setdefault(prompt.passage, len(numbers)) for prompt in prompts]
     lengths = [len(prompt.passage.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
     return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
+
+
+def pieces_of_examples(found: Iterable[Answer]) -> list[tuple[list[Answer], float | None]]:
+    """What a decoder found in each piece of an example's passage, example by example; v2.0: with the log P of its refusal.
+
+    That is the least of all pieces: a passage answers if one of its pieces does.
+    """
+    by_example: dict[int, list[Answer]] = {}
+    for of_piece in found:
+        by_example.setdefault(of_piece.prompt.index, []).append(of_piece)
+    return [(pieces, min((piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None), default=None))
+            for pieces in by_example.values()]
 
 
 def all_tokens(prompts: Sequence[Prompt]) -> np.ndarray:

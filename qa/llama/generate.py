@@ -31,10 +31,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from qa.errors import UserError
+from qa.errors import not_finite
 from qa.llama.attention import use_packed_attention
 from qa.llama.cache import GROWTH, KVCache, forward_tokens
-from qa.llama.encode import Prompt
+from qa.llama.encode import Prompt, pieces_of_examples
 from qa.llama.packing import Row, collate, micro_batches
 from qa.llama.prompt import PromptTemplate
 from qa.training.precision import at_least_fp32
@@ -170,8 +170,7 @@ def _choices(logits: Tensor, template: PromptTemplate) -> list[tuple[int, float,
 def _append(answer: Generation, choice: tuple[int, float, float], template: PromptTemplate) -> None:
     token, log_prob, end_log_prob = choice
     if not math.isfinite(log_prob):
-        raise UserError(f"question {answer.prompt.id!r}: the model's logits are NaN or infinite; try --precision fp32, and "
-                        "check the checkpoint's training log")
+        raise not_finite(answer.prompt.id)
     is_end = token in template.end_token_ids
     answer.log_prob += end_log_prob if is_end else log_prob
     answer.is_complete = is_end or token in template.closing_token_ids
@@ -258,16 +257,9 @@ def log_odds(log_prob: float) -> float:
 
 
 def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:
-    """One answer per example, of passages read in pieces: the most probable that is not empty and no refusal, if there is one.
-
-    Its `refusal_log_prob` is the least of all pieces: a passage answers if one of its pieces does.
-    """
-    by_example: dict[int, list[Generation]] = {}
-    for generation in generations:
-        by_example.setdefault(generation.prompt.index, []).append(generation)
+    """One answer per example, of passages read in pieces: the most probable that is no refusal and not empty, if there is."""
     chosen = []
-    for pieces in by_example.values():
+    for pieces, refusal_log_prob in pieces_of_examples(generations):
         best = max(pieces, key=lambda piece: (piece.text not in ("", refusal), piece.log_prob))
-        refusals = [piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None]
-        chosen.append(replace(best, refusal_log_prob=min(refusals, default=None)))
+        chosen.append(replace(best, refusal_log_prob=refusal_log_prob))
     return chosen

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qa.errors import UserError
+from qa.errors import not_finite
 from qa.llama.candidates import ROOT, Trie
-from qa.llama.encode import Prompt
+from qa.llama.encode import Prompt, pieces_of_examples
 
 WIDTH = 5  # prefixes of a question in its first passes
 MOST_WIDTH = 64
@@ -124,8 +124,7 @@ class Search:
     def expand(self, node: int, log_probs: Sequence[float], end_log_prob: float) -> None:
         """What follows `node`: log P of each child's token, in order, and of the end."""
         if math.isnan(end_log_prob):
-            raise UserError(f"question {self.prompt.id!r}: the model's logits are NaN or infinite; try --precision fp32, and "
-                            "check the checkpoint's training log")
+            raise not_finite(self.prompt.id)
         bound = self.bounds[node]
         self.num_expanded += node != ROOT
         if self.trie.spans[node] is not None:
@@ -150,23 +149,16 @@ class Search:
 
 
 def best_spans(extractions: Sequence[Extraction]) -> list[Extraction]:
-    """One per example, of passages read in pieces: the most probable spans of all pieces, each text once.
-
-    Its `refusal_log_prob` is the least of all pieces: a passage answers if one of its pieces does.
-    """
-    by_example: dict[int, list[Extraction]] = {}
-    for extraction in extractions:
-        by_example.setdefault(extraction.prompt.index, []).append(extraction)
+    """One per example, of passages read in pieces: the most probable spans of all pieces, each text once."""
     chosen = []
-    for pieces in by_example.values():
+    for pieces, refusal in pieces_of_examples(extractions):
         spans: dict[str, Span] = {}
         for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
             spans.setdefault(span.text, span)
         counts = ("num_expanded", "num_passes", "num_positions")
         totals = {name: sum(getattr(piece, name) for piece in pieces) for name in counts}
-        refusals = [piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None]
         first = pieces[0]
-        chosen.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=min(refusals, default=None),
+        chosen.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=refusal,
                               open_bound=max(piece.open_bound for piece in pieces), **totals))
     return chosen
 

@@ -53,6 +53,14 @@ class Checkpoint:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
+def check_out(folder: Path | str) -> None:
+    """Whether files can be written to --out: asked before anything is computed."""
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        kind = "may not be written" if existing.is_dir() else "is a file"
+        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`; a reader, or a crash, finds the old file or the new one, and nothing between.
 

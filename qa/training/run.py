@@ -23,7 +23,7 @@ import torch
 from qa import options as qa_options
 from qa.data.squad import Example
 from qa.errors import UserError
-from qa.training.checkpoint import Checkpoint, load_checkpoint, write_json
+from qa.training.checkpoint import Checkpoint, check_out, load_checkpoint, write_json
 from qa.training.distributed import Runtime, barrier, sum_over_ranks
 
 
@@ -38,8 +38,7 @@ def check_folder(options: Any) -> dict[str, Any] | None:
     """
     folder = Path(options.out)
     record_path = folder / "options.json"
-    if not next(path for path in (folder, *folder.absolute().parents) if path.exists()).is_dir():
-        raise UserError(f"--out {folder}: a file stands there; expected a folder or a new name")
+    check_out(folder)
     if not record_path.exists():
         if options.resume:
             raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")

@@ -163,7 +163,7 @@ def test_flags_of_evaluate(error_of, tiny_bert_folder, data_file, tmp_path):
     assert str(data_file) in error_of(evaluate, *data, "--ckpt", tiny_bert_folder, "--max-length", "128", "--overlap", "32",
                                       "--out", data_file)
     for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact")):
-        assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(f"{flags[0]}")
+        assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(flags[0])
 
 
 def test_predictions_of_v2_for_data_of_v1(error_of, data_file, data_v2_file, tmp_path):
