@@ -32,13 +32,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from processes import run  # noqa: E402
+from qa.predict import answers, predict_bert, score  # noqa: E402
 
 from qa import weights  # noqa: E402
 from qa.bert.model import load_bert  # noqa: E402
 from qa.bert.windows import make_windows  # noqa: E402
 from qa.data.splits import first_passages  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
-from qa.predict import answers, predict_bert, score  # noqa: E402
 from qa.training import distributed  # noqa: E402
 from qa.training.precision import Precision  # noqa: E402
 
@@ -59,10 +59,10 @@ def trainer(args, scratch: Path, best_flags: bool) -> tuple[float, int]:
 
 
 def training_benchmark(args) -> None:
-    examples = first_passages(load_squad(args.data).examples, args.questions, seed=0)
+    passages = first_passages(load_squad(args.data).passages, args.questions, seed=0)
     path = weights.locate(args.model)
-    windows = make_windows(examples, weights.load_tokenizer(path), 384, 128)
-    print(f"{len(examples)} questions in {len(windows)} windows, {windows.lengths.mean():.0f} tokens on average; "
+    windows = make_windows(passages, weights.load_tokenizer(path), 384, 128)
+    print(f"{args.questions} questions in {len(windows)} windows, {windows.lengths.mean():.0f} tokens on average; "
           f"batch 16, {torch.get_num_threads()} threads", flush=True)
     names = {"ours": lambda scratch: ours(args, scratch),
              "Trainer, best flags": lambda scratch: trainer(args, scratch, True),
@@ -110,14 +110,14 @@ def evaluation_benchmark(args) -> None:
     def mine(name: str):
         model, _ = load_bert(path, 384)
         begin = time.perf_counter()
-        predictions, _ = predict_bert(model, tokenizer, data.examples, max_length=384, overlap=128, max_answer_length=30,
+        predictions, _ = predict_bert(model, tokenizer, data.passages, max_length=384, overlap=128, max_answer_length=30,
                                       num_best=20, is_v2=data.is_v2, precision=Precision(name, "cpu"), runtime=runtime,
                                       micro_tokens=distributed.default_micro_tokens(0, runtime.device))
         return time.perf_counter() - begin, answers(predictions, None), score(data, predictions, None)
 
     ratios: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for number in range(args.rounds):
-        peer_seconds, peer_answers = trainer_answers(path, data.examples)
+        peer_seconds, peer_answers = trainer_answers(path, data.passages)
         for name in ratios:
             seconds, texts, metrics = mine(name)
             ratios[name].append(peer_seconds / seconds)

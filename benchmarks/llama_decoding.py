@@ -19,7 +19,7 @@ castel.py's algorithm on the first `--reference-questions`, whose spans and scor
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import random
 import resource
 import sys
@@ -31,10 +31,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.castel import reference_extract  # noqa: E402
-from qa.data.squad import Example, load_squad  # noqa: E402
+from qa.data.squad import Passage, load_squad  # noqa: E402
 from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
 from qa.llama.candidates import make_trie  # noqa: E402
-from qa.llama.encode import Prompt, encode_examples  # noqa: E402
+from qa.llama.encode import Prompt, encode_passages  # noqa: E402
 from qa.llama.extract import extract  # noqa: E402
 from qa.llama.generate import Generation, generate, read, read_prefix, score  # noqa: E402
 from qa.llama.grounding import ground  # noqa: E402
@@ -48,23 +48,17 @@ from qa.weights import locate  # noqa: E402
 BATCH_SIZES = (4, 8, 16, 32, 64)
 
 
-def whole_passages(examples: Sequence[Example], num_questions: int, seed: int = 0) -> list[Example]:
-    """The questions of shuffled passages until there are enough."""
-    by_context: dict[str, list[Example]] = {}
-    for example in examples:
-        by_context.setdefault(example.context, []).append(example)
-    contexts = list(by_context)
-    random.Random(seed).shuffle(contexts)
-    sample: list[Example] = []
-    for context in contexts:
-        if len(sample) < num_questions:
-            sample += by_context[context]
-    return sample
+def whole_passages(passages: Sequence[Passage], num_questions: int, seed: int = 0) -> list[Passage]:
+    """Shuffled passages until they have enough questions."""
+    order = list(passages)
+    random.Random(seed).shuffle(order)
+    num_before = itertools.accumulate((len(passage.examples) for passage in order), initial=0)
+    return [passage for passage, before in zip(order, num_before, strict=False) if before < num_questions]
 
 
 def peer(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int):
     """transformers' generate: the token ids before the end, in the prompts' order."""
-    ids = [template.prefix_ids + prompt.passage.ids + prompt.question_ids for prompt in prompts]
+    ids = [template.prefix_ids + prompt.piece.ids + prompt.question_ids for prompt in prompts]
     longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     stops = template.end_token_ids + template.closing_token_ids
     answers: list[list[int]] = [[] for _ in ids]
@@ -103,19 +97,15 @@ class PassCount:
         return f"per question {passes:.2f} passes, {positions:.0f} positions"
 
 
-def compare_exact(model, template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
-                  args: argparse.Namespace) -> None:
+def compare_exact(model, template: PromptTemplate, prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
     """Exact decoding against our greedy decoding, and against one row per start."""
-    texts = {prompt.passage: examples[prompt.index].context[prompt.passage.start_char : prompt.passage.end_char]
-             for prompt in prompts}
     count = PassCount(model, len(prompts))
     greedy_times, exact_times = [], []
     for number in range(1, args.rounds + 1):
         seconds, greedy = timed(lambda: generate(model, template, prompts, args.max_new_tokens, args.micro_tokens))
         greedy_times.append(seconds)
         greedy_counts = count()
-        seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens,
-                                               args.num_best))
+        seconds, found = timed(lambda: extract(model, template, prompts, args.max_new_tokens, args.micro_tokens, args.num_best))
         exact_times.append(seconds)
         print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
               f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
@@ -123,17 +113,17 @@ def compare_exact(model, template: PromptTemplate, examples: Sequence[Example], 
     print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
           f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
           "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")
-    compare_scores(model, template, greedy, found, texts, args)
+    compare_scores(model, template, greedy, found, args)
     if args.reference_questions:
-        compare_reference(model, template, prompts[: args.reference_questions], texts, args)
+        compare_reference(model, template, prompts[: args.reference_questions], args)
 
 
-def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation], found: Sequence[Extraction], texts: dict,
+def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation], found: Sequence[Extraction],
                    args: argparse.Namespace) -> None:
     """No candidate may be more probable than the exact answer: here, the greedy answer as grounded."""
     answers: dict[Prompt, list[int]] = {}
     for generation in greedy:
-        text = texts[generation.prompt.passage]
+        text = generation.prompt.piece.text
         ids = template.answer_ids(ground(generation.text, text).text)
         trie = make_trie(template, text, args.max_new_tokens)
         node = trie.find(ids[:-1])
@@ -154,12 +144,11 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
           f"{len(answers) - len(above) - equal}")
 
 
-def compare_reference(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: dict,
-                      args: argparse.Namespace) -> None:
+def compare_reference(model, template: PromptTemplate, prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
     """A few questions by the algorithm of the paper: the same spans, and at what price."""
-    seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens))
+    seconds, found = timed(lambda: extract(model, template, prompts, args.max_new_tokens, args.micro_tokens))
     reference_seconds, expected = timed(lambda: [
-        reference_extract(model, template, prompt, texts[prompt.passage], args.max_new_tokens) for prompt in prompts])
+        reference_extract(model, template, prompt, prompt.piece.text, args.max_new_tokens) for prompt in prompts])
     num_same = sum(abs(extraction.spans[0].log_prob - score) < 1e-4
                    for extraction, (_, score, _) in zip(found, expected, strict=True))
     positions = sum(num_positions for _, _, num_positions in expected) / len(prompts)
@@ -174,19 +163,18 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def long_passage(model, template: PromptTemplate, examples: Sequence[Example], args: argparse.Namespace) -> None:
+def long_passage(model, template: PromptTemplate, passages: Sequence[Passage], args: argparse.Namespace) -> None:
     """One question on the passages of the data, joined until they have `--passage-tokens` tokens."""
-    contexts = list(dict.fromkeys(example.context for example in examples))
+    contexts = list(dict.fromkeys(passage.text for passage in passages))
     text = contexts[0]
     for context in contexts[1:]:
         if len(template.passage_ids(text)) >= args.passage_tokens:
             break
         text += " " + context
-    prompts, notes = encode_examples(template, [dataclasses.replace(examples[0], context=text)], 8192,
-                                     max_new_tokens=args.max_new_tokens)
-    texts = {prompt.passage: text[prompt.passage.start_char : prompt.passage.end_char] for prompt in prompts}
+    passage = Passage("", text, passages[0].examples[:1])
+    prompts, notes = encode_passages(template, [passage], 8192, max_new_tokens=args.max_new_tokens)
     before = peak_mb()
-    seconds, found = timed(lambda: extract(model, template, prompts, texts, args.max_new_tokens, args.micro_tokens))
+    seconds, found = timed(lambda: extract(model, template, prompts, args.max_new_tokens, args.micro_tokens))
     (best,) = best_spans(found)
     print(*notes, f"a passage of {len(template.passage_ids(text)):,} tokens in {len(prompts)} piece(s), read "
           f"{args.micro_tokens:,} at a time: {best.spans[0].text!r}, log P {best.spans[0].log_prob:.4f}, "
@@ -194,8 +182,7 @@ def long_passage(model, template: PromptTemplate, examples: Sequence[Example], a
           f"{peak_mb():,.0f} MB, before it {before:,.0f}", sep="\n")
 
 
-def compare_greedy(model, template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
-                   args: argparse.Namespace) -> None:
+def compare_greedy(model, template: PromptTemplate, prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
     """Greedy decoding against transformers."""
     tuning = prompts[: max(64, len(prompts) // 4)]
     times = {size: timed(lambda size=size: peer(model, template, tuning, args.max_new_tokens, size))[0]
@@ -243,12 +230,12 @@ def main() -> None:
         merge(model)  # for both: the same model
     template = PromptTemplate(tokenizer, args.prompt)
     if args.passage_tokens:
-        return long_passage(model, template, load_squad(args.data, split="dev").examples, args)
-    examples = whole_passages(load_squad(args.data, split="dev").examples, args.questions)
-    prompts, _ = encode_examples(template, examples, 8192, max_new_tokens=args.max_new_tokens)
-    print(f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, {args.prompt} prompt, "
+        return long_passage(model, template, load_squad(args.data, split="dev").passages, args)
+    passages = whole_passages(load_squad(args.data, split="dev").passages, args.questions)
+    prompts, _ = encode_passages(template, passages, 8192, max_new_tokens=args.max_new_tokens)
+    print(f"{len(prompts)} questions on {len({prompt.piece for prompt in prompts})} passages, {args.prompt} prompt, "
           f"fp32, {args.threads} threads")
-    (compare_exact if args.decode == "exact" else compare_greedy)(model, template, examples, prompts, args)
+    (compare_exact if args.decode == "exact" else compare_greedy)(model, template, prompts, args)
 
 
 if __name__ == "__main__":

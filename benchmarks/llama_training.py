@@ -34,9 +34,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from processes import run  # noqa: E402
 
 from qa import weights  # noqa: E402
-from qa.data.splits import first_passages  # noqa: E402
+from qa.data.splits import first_passages, questions_that  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
-from qa.llama.encode import encode_examples  # noqa: E402
+from qa.llama.encode import encode_passages  # noqa: E402
 from qa.llama.model import load_tokenizer  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
 
@@ -81,11 +81,11 @@ def big_vocabulary(args, folder: Path) -> str:
 
 def describe(args) -> str:
     data = load_squad(args.data)
-    examples = first_passages([example for example in data.examples if example.trainable], args.questions, seed=0)
+    passages = first_passages(questions_that(lambda example: example.trainable, data.passages), args.questions, seed=0)
     template = PromptTemplate(tokenizer_of(args.model), is_v2=data.is_v2)
-    prompts, _ = encode_examples(template, examples, MAX_LENGTH)
-    lengths = [len(prompt.passage.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
-    return (f"{len(prompts)} questions on {len({prompt.passage for prompt in prompts})} passages, "
+    prompts, _ = encode_passages(template, passages, MAX_LENGTH)
+    lengths = [len(prompt.piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
+    return (f"{len(prompts)} questions on {len({prompt.piece for prompt in prompts})} passages, "
             f"{statistics.mean(lengths):.0f} tokens a question; batch {args.batch_size}, {torch.get_num_threads()} threads")
 
 

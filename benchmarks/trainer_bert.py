@@ -31,13 +31,15 @@ from transformers import (
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from decoding import loop_decode  # noqa: E402
 
-from qa.data.splits import first_passages  # noqa: E402
-from qa.data.squad import Example, load_squad  # noqa: E402
+from qa.data.splits import first_passages, questions_that  # noqa: E402
+from qa.data.squad import Example, Passage, load_squad  # noqa: E402
 
 
-def trainer_features(examples: list[Example], tokenizer, max_length: int, overlap: int, pad: bool, labels: bool = True):
+def trainer_features(passages: list[Passage], tokenizer, max_length: int, overlap: int, pad: bool, labels: bool = True):
     """run_qa.py's features: a list of dicts, one per window, with `start_positions` and `end_positions`."""
-    encoded = tokenizer([example.question.lstrip() for example in examples], [example.context for example in examples],
+    examples = [example for passage in passages for example in passage.examples]
+    contexts = [passage.text for passage in passages for _ in passage.examples]
+    encoded = tokenizer([example.question.lstrip() for example in examples], contexts,
                         truncation="only_second", max_length=max_length, stride=overlap,
                         return_overflowing_tokens=True, return_offsets_mapping=True,
                         padding="max_length" if pad else False)
@@ -79,7 +81,7 @@ def make_trainer(model, tokenizer, features, out: Path, *, batch_size: int, epoc
                    data_collator=collator if best_flags else default_data_collator)
 
 
-def trainer_answers(folder: Path, examples: list[Example]) -> tuple[float, dict[str, str]]:
+def trainer_answers(folder: Path, passages: list[Passage]) -> tuple[float, dict[str, str]]:
     """run_qa.py's evaluation, fp32, every window padded to 384: (seconds, {id: best answer})."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForQuestionAnswering.from_pretrained(folder)
@@ -87,13 +89,13 @@ def trainer_answers(folder: Path, examples: list[Example]) -> tuple[float, dict[
                                   use_cpu=not torch.cuda.is_available(), disable_tqdm=True)
     trainer = Trainer(model=model, args=arguments, processing_class=tokenizer, data_collator=default_data_collator)
     begin = time.perf_counter()
-    features, encoded = trainer_features(examples, tokenizer, 384, 128, pad=True, labels=False)
+    features, encoded = trainer_features(passages, tokenizer, 384, 128, pad=True, labels=False)
     start, end = trainer.predict(features).predictions
+    rows = [{"id": example.id, "context": passage.text} for passage in passages for example in passage.examples]
     for row, owner in enumerate(encoded["overflow_to_sample_mapping"]):
         inside = zip(encoded["offset_mapping"][row], encoded.sequence_ids(row), strict=True)
-        features[row] |= {"example_id": examples[owner].id,
+        features[row] |= {"example_id": rows[owner]["id"],
                           "offset_mapping": [pair if part == 1 else None for pair, part in inside]}
-    rows = [{"id": example.id, "context": example.context} for example in examples]
     nbest = loop_decode(start, end, features, rows)
     best = {key: spans[0]["text"] for key, spans in nbest.items()}
     return time.perf_counter() - begin, best
@@ -114,10 +116,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForQuestionAnswering.from_pretrained(args.model)
-    examples = [example for example in load_squad(args.train_data).examples if example.trainable]
+    passages = questions_that(lambda example: example.trainable, load_squad(args.train_data).passages)
     if args.max_train_questions:
-        examples = first_passages(examples, args.max_train_questions, args.seed)
-    features, _ = trainer_features(examples, tokenizer, 384, 128, pad=not args.best_flags)
+        passages = first_passages(passages, args.max_train_questions, args.seed)
+    features, _ = trainer_features(passages, tokenizer, 384, 128, pad=not args.best_flags)
     trainer = make_trainer(model, tokenizer, features, args.out, batch_size=args.batch_size, epochs=args.epochs,
                            lr=args.lr, warmup=0.1, seed=args.seed, best_flags=args.best_flags)
     metrics = trainer.train().metrics

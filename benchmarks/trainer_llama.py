@@ -25,9 +25,9 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from qa import weights  # noqa: E402
-from qa.data.splits import first_passages  # noqa: E402
-from qa.data.squad import load_squad  # noqa: E402
-from qa.llama.encode import encode_examples  # noqa: E402
+from qa.data.splits import first_passages, questions_that  # noqa: E402
+from qa.data.squad import Passage, load_squad  # noqa: E402
+from qa.llama.encode import encode_passages  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
 from qa.llama.targets import targets_from_flag  # noqa: E402
@@ -35,11 +35,11 @@ from qa.llama.targets import targets_from_flag  # noqa: E402
 IGNORED = -100  # the label of a token that the loss leaves out
 
 
-def trainer_features(template: PromptTemplate, examples: list, max_length: int) -> list[dict[str, list[int]]]:
+def trainer_features(template: PromptTemplate, passages: list[Passage], max_length: int) -> list[dict[str, list[int]]]:
     """One row per question: instruction, passage, question and answer; labels on the answer and its end."""
     features = []
-    for prompt in encode_examples(template, examples, max_length)[0]:
-        before = template.prefix_ids + prompt.passage.ids + prompt.question_ids
+    for prompt in encode_passages(template, passages, max_length)[0]:
+        before = template.prefix_ids + prompt.piece.ids + prompt.question_ids
         features.append({"input_ids": before + prompt.answer_ids, "attention_mask": [1] * len(before + prompt.answer_ids),
                          "labels": [IGNORED] * len(before) + prompt.answer_ids})
     return features
@@ -71,12 +71,12 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     data = load_squad(args.train_data)
-    examples = [example for example in data.examples if example.trainable]
+    passages = questions_that(lambda example: example.trainable, data.passages)
     if args.max_train_questions:
-        examples = first_passages(examples, args.max_train_questions, args.seed)
+        passages = first_passages(passages, args.max_train_questions, args.seed)
     base, tokenizer = load_llama(weights.locate(args.model), {"fp32": torch.float32, "bf16": torch.bfloat16}[args.base_dtype])
     tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.pad_token or tokenizer.eos_token
-    features = trainer_features(PromptTemplate(tokenizer, args.prompt, data.is_v2), examples, args.max_length)
+    features = trainer_features(PromptTemplate(tokenizer, args.prompt, data.is_v2), passages, args.max_length)
 
     targets = targets_from_flag(args.target)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha, lora_dropout=0.0,

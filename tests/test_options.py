@@ -19,6 +19,8 @@ from qa.options import (
     flag,
     parse,
     record,
+    settings_typed,
+    unheard,
 )
 
 CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions]
@@ -30,35 +32,40 @@ def other_value(field: dataclasses.Field):
     """A legal value that is not the default."""
     if field.metadata["choices"]:
         return next(choice for choice in reversed(field.metadata["choices"]) if choice != field.default)
-    return {bool: True, int: 9, float: 0.25, str: "some/where"}[type(field.default)]
+    return {"bool": True, "int": 9, "float": 0.25, "str": "some/where"}[kind(field)]
 
 
-def least(cls: type) -> dict:
-    """What has to be given: a run needs its folder."""
-    return {"out": "runs/x"} if issubclass(cls, TrainOptions) else {}
+def kind(field: dataclasses.Field) -> str:
+    """"int" of an int or an int | None."""
+    return field.type.removesuffix(" | None")
 
 
-def parse_least(cls: type, *argv: str, presets: dict | None = None):
-    return parse(cls, "a script", presets, argv=[*(f"{flag(name)}={value}" for name, value in least(cls).items()), *argv])
+def defaults(cls: type, **values):
+    """Without flags the development data is squad's own."""
+    return cls(**({"dev_data": "squad"} if issubclass(cls, TrainOptions) else {}) | values)
+
+
+def parse_flags(cls: type, *argv: str, presets: dict | None = None):
+    return parse(cls, "a script", presets, argv=list(argv))
 
 
 def refusal(cls: type, *argv: str) -> str:
     with pytest.raises(UserError) as error:
-        parse_least(cls, *argv)
+        parse_flags(cls, *argv)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_no_flags_give_the_defaults(cls):
-    assert parse_least(cls) == (cls(**least(cls)), set(least(cls)))
+    assert parse_flags(cls) == (defaults(cls), set())
 
 
-@pytest.mark.parametrize("cls, presets", [(BertOptions, DEMO_BERT), (LlamaOptions, DEMO_LLAMA)])
-def test_a_run_without_a_folder_is_refused_but_a_demo_has_one(cls, presets):
-    with pytest.raises(UserError, match="^--out: none given"):
-        parse(cls, "a script", presets, argv=[])
-    parse(cls, "a script", presets, argv=["--demo"])
+@pytest.mark.parametrize("flags, expected", [
+    ((), "squad"), (("--train-data", "squad_v2"), "squad_v2"), (("--train-data", "mine.json"), None),
+    (("--dev-data", "none"), None), (("--train-data", "mine.json", "--dev-data", "squad"), "squad"), (("--demo",), "demo")])
+def test_development_data_is_by_default_that_of_the_training_data(flags, expected):
+    assert parse_flags(BertOptions, *flags, presets=DEMO_BERT)[0].dev_data == expected
 
 
 @pytest.mark.parametrize("cls, field", FIELDS, ids=NAMES)
@@ -66,9 +73,10 @@ def test_every_field_is_a_flag(cls, field):
     value = other_value(field)
     argv = [flag(field.name)] if value is True else [flag(field.name), str(value)]
     needs = {"prompt": "engineered"} if field.name == "shots" else {}
-    options, given = parse_least(cls, *argv, *(word for name in needs for word in (flag(name), needs[name])))
-    assert options == cls(**(least(cls) | needs | {field.name: value})) and given == {field.name, *needs, *least(cls)}
-    assert type(getattr(options, field.name)) is type(field.default)
+    options, typed = parse_flags(cls, *argv, *(word for name in needs for word in (flag(name), needs[name])))
+    values = ({"dev_data": None} if field.name == "train_data" and issubclass(cls, TrainOptions) else {}) | needs
+    assert options == defaults(cls, **values | {field.name: value}) and typed == {field.name, *needs}
+    assert type(getattr(options, field.name)).__name__ == kind(field)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -90,16 +98,17 @@ def test_flag_wording():
 
 @pytest.mark.parametrize("cls, presets", [(BertOptions, DEMO_BERT), (LlamaOptions, DEMO_LLAMA)])
 def test_demo_sets_what_the_user_did_not(cls, presets):
-    options, given = parse(cls, "a script", presets, argv=["--demo"])
-    assert options == cls(**presets, demo=True) and given == {"demo"}
-    options, given = parse(cls, "a script", presets, argv=["--epochs", "7", "--demo", "--out", "x"])
-    assert options == cls(**(presets | {"epochs": 7, "out": "x"}), demo=True) and given == {"epochs", "demo", "out"}
+    options, typed = parse(cls, "a script", presets, argv=["--demo"])
+    assert options == cls(**presets, dev_data="demo", demo=True) and typed == {"demo"}
+    options, typed = parse(cls, "a script", presets, argv=["--epochs", "7", "--demo", "--out", "x"])
+    assert options == cls(**(presets | {"epochs": 7, "out": "x"}), dev_data="demo", demo=True)
+    assert typed == {"epochs", "demo", "out"}
     # Also where the user's value is the default, which the preset would have replaced.
     default = cls().model
     options, _ = parse(cls, "a script", presets, argv=["--demo", "--model", default])
     assert options.model == default != presets["model"]
-    options, _ = parse_least(cls, "--epochs", "7", presets=presets)
-    assert options == cls(epochs=7, **least(cls))  # no --demo, no presets
+    options, _ = parse_flags(cls, "--epochs", "7", presets=presets)
+    assert options == defaults(cls, epochs=7)  # no --demo, no presets
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -133,17 +142,18 @@ def test_wrong_flags_are_refused_in_one_line(cls, argv, parts):
 ])
 def test_values_out_of_range_are_refused_in_one_line(cls, name, value):
     message = refusal(cls, f"{flag(name)}={value}")
-    assert message.startswith(f"{flag(name)} {type(cls.__dataclass_fields__[name].default)(value)}: expected "), message
+    number = {"int": int, "float": float}[kind(cls.__dataclass_fields__[name])](value)
+    assert message.startswith(f"{flag(name)} {number}: expected "), message
 
 
 def test_limits_themselves_are_allowed():
-    parse_least(BertOptions, "--warmup=1", "--held-out=0", "--clip=0", "--dropout=0", "--weight-decay=0", "--max-length=8",
+    parse_flags(BertOptions, "--warmup=1", "--held-out=0", "--clip=0", "--dropout=0", "--weight-decay=0", "--max-length=8",
                 "--overlap=0", "--save-every=0", "--keep=1", "--log-every=1", "--batch-size=1", "--epochs=1")
 
 
 def test_a_negative_threshold_can_be_given():
-    options, given = parse(EvaluateOptions, "a script", argv=["--na-threshold", "-2.5"])
-    assert options.na_threshold == -2.5 and given == {"na_threshold"}
+    options, typed = parse(EvaluateOptions, "a script", argv=["--na-threshold", "-2.5"])
+    assert options.na_threshold == -2.5 and typed == {"na_threshold"}
 
 
 # ---- what makes a run another run ------------------------------------------------------------------------------------
@@ -168,11 +178,37 @@ def test_what_decides_the_weights_is_not_free():
     """And what only decides where, how often and in which cuts, is."""
     free = {field.name for field in dataclasses.fields(BertOptions) if field.metadata["free"]}
     assert not free & {"model", "train_data", "max_train_questions", "held_out", "batch_size", "epochs", "lr", "warmup",
-                       "weight_decay", "clip", "seed", "precision", "max_length", "overlap", "dropout"}
+                       "weight_decay", "clip", "seed", "data_seed", "max_length", "overlap", "dropout"}
     assert {"out", "resume", "save_every", "keep", "log_every", "micro_tokens", "stop_after"} <= free
 
 
 def test_an_option_that_the_record_does_not_know_is_a_difference():
     recorded = record(BertOptions())
     del recorded["lr"]
-    assert differences(BertOptions(), recorded) == ["--lr 0.0001 (was None)"]
+    assert differences(BertOptions(), recorded) == ["--lr 3e-05 (was None)"]
+
+
+# ---- who listens ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("argv, listeners, lines", [
+    (["--num-best", "3", "--shots", "2", "--prompt", "engineered"], {"bert"}, ["--prompt", "--shots"]),
+    (["--num-best", "3", "--max-expansions", "9"], {"llama"}, ["--num-best", "--max-expansions"]),
+    (["--num-best", "3", "--max-expansions", "9"], {"llama", "exact"}, []),
+    (["--train-data", "x"], {"llama"}, ["--train-data"]),
+    (["--precision", "fp32", "--na-threshold", "0"], {"predictions"}, ["--precision"])])
+def test_an_option_that_nobody_listens_to_is_told(argv, listeners, lines):
+    options, typed = parse_flags(EvaluateOptions, *argv)
+    found = unheard(options, typed, listeners, "this model")
+    assert {line.split()[0] for line in found} == set(lines) and all("no effect on this model" in line for line in found)
+
+
+@pytest.mark.parametrize("argv", [["--merge-into", "x"], ["--decode", "exact"], ["--base", "x"]])
+def test_what_asks_for_something_is_an_error_where_nobody_listens(argv):
+    options, typed = parse_flags(EvaluateOptions, *argv)
+    with pytest.raises(UserError, match=f"^{argv[0]} has no effect on a BERT: it is for (llama|adapter) only"):
+        unheard(options, typed, {"bert"}, "a BERT")
+
+
+def test_only_what_changes_the_answers_tells_evaluations_apart():
+    argv = ["--out", "x", "--micro-tokens", "5", "--overlap", "0", "--data-seed", "3", "--merge-into", "y", "--data", "z"]
+    assert settings_typed(*parse_flags(EvaluateOptions, *argv)) == {"data_seed": 3, "overlap": 0}

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from qa import weights
 from qa.errors import UserError
@@ -130,7 +132,20 @@ def test_other_families_are_refused_by_name(tiny_bert_folder, tmp_path):
     weights.expect_family(tiny_bert_folder, "bert")
     message = refusal(weights.expect_family, tiny_bert_folder, "llama")
     assert "'bert'" in message and "'llama'" in message
-    assert "'adapter'" in refusal(weights.expect_family, make_folder(tmp_path, "adapter_config.json"), "bert")
+    message = refusal(weights.expect_family, make_folder(tmp_path, "adapter_config.json"), "bert")
+    assert "'adapter'" in message and "evaluate.py as --ckpt" in message
+
+
+def test_every_kind_belongs_to_one_of_the_two_models_and_others_are_refused_with_what_is_supported(tiny_bert_folder, tmp_path):
+    llama, roberta = make_folder(tmp_path / "llama"), make_folder(tmp_path / "roberta")
+    for folder in (llama, roberta):
+        (folder / "config.json").write_text(json.dumps({"model_type": folder.name}))
+    (tmp_path / "x.gguf").write_bytes(b"")
+    adapter = make_folder(tmp_path / "adapter", "adapter_config.json")
+    assert weights.script_family(tiny_bert_folder) == "bert"
+    assert [weights.script_family(path) for path in (llama, adapter, tmp_path / "x.gguf")] == ["llama"] * 3
+    message = refusal(weights.script_family, roberta)
+    assert all(part in message for part in (str(roberta), "'roberta'", "'bert'", "'llama'", "'adapter'", "'gguf'"))
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -165,3 +180,73 @@ def test_tokenizer_without_offsets_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     message = refusal(weights.load_tokenizer, tmp_path)
     assert "ByT5Tokenizer" in message and "offsets" in message
+
+
+# ---- tokenizer and vocabulary ----------------------------------------------------------------------------------------
+
+def make_word_tokenizer(words: list[str], **normalizer) -> PreTrainedTokenizerFast:
+    vocabulary = {token: id for id, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def test_cased_vocabulary_in_a_folder_of_a_vocabulary_file_alone_is_warned_about(tmp_path):
+    """transformers lowercases where nothing says otherwise: "London" is read as "london", which is unknown."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "London", "##re", "Rome"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = weights.load_tokenizer(tmp_path)
+    assert tokenizer.tokenize("the London") == ["the", "[UNK]"]
+    [line] = weights.tokenizer_warnings(tokenizer)
+    assert all(part in line for part in (str(tmp_path), "50.0%", "2 of 4", "'London'", '"do_lower_case": false'))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))  # as the line advises
+    tokenizer = weights.load_tokenizer(tmp_path)
+    assert tokenizer.tokenize("the London") == ["the", "London"] and weights.tokenizer_warnings(tokenizer) == []
+
+
+@pytest.mark.parametrize(("words", "normalizer", "is_warned"), [
+    (["london", "##on", "東", "élan", "##ß"], {"lowercase": True, "strip_accents": False}, False),
+    (["london", "elan"], {"lowercase": True}, False),
+    (["london", "elan"], {"lowercase": False}, False),  # the reverse: the share of [UNK] tells
+    (["london", "élan"], {"lowercase": True}, True),  # accents are taken off with the capitals
+    (["London", "élan", "##ON"], {"lowercase": False}, False),
+    (["x" * n for n in range(1, 200)] + ["X"], {"lowercase": True}, False),  # a stray one
+    ([], {"lowercase": True}, False),
+])
+def test_tokens_that_the_normaliser_changes_are_warned_about_where_they_are_many(words, normalizer, is_warned):
+    assert len(weights.tokenizer_warnings(make_word_tokenizer(words, **normalizer))) == is_warned
+
+
+def test_tokenizers_without_wordpieces_are_not_judged(tmp_path):
+    tokenizer = Tokenizer(models.BPE({"a": 0, "B": 1}, []))
+    tokenizer.normalizer = normalizers.Lowercase()
+    assert weights.tokenizer_warnings(PreTrainedTokenizerFast(tokenizer_object=tokenizer)) == []
+
+
+def test_unknown_tokens_are_counted_with_their_share_and_a_word_of_the_text():
+    """An uncased vocabulary whose tokenizer keeps capitals: 2 of 4 words are unknown."""
+    tokenizer = make_word_tokenizer(["london", "lies", "on", "the", "thames"], lowercase=False)
+    context = "London lies on Thames"
+    encoding = tokenizer(context, return_offsets_mapping=True)
+    tokens, offsets = np.array([1, *encoding.input_ids]), np.array([(0, 0), *encoding["offset_mapping"]])  # 1: of a question
+    [(problem, (count, word))] = weights.unknown_tokens(tokens, offsets, lambda place: context, tokenizer).items()
+    assert (count, word) == (3, "'London'") and "60.0%" in problem and "[UNK]" in problem
+    places = []
+    weights.unknown_tokens(tokens, offsets, lambda place: places.append(place) or context, tokenizer)
+    assert places == [1]
+    [(_, (_, word))] = weights.unknown_tokens(tokens[:1], offsets[:1], lambda place: context, tokenizer).items()
+    assert word == "in a question"
+
+
+def test_few_unknown_tokens_are_no_news():
+    tokenizer = make_word_tokenizer(["a"], lowercase=True)
+    tokens, offsets = np.full(1000, 5), np.tile([0, 1], (1000, 1))
+    tokens[:10] = tokenizer.unk_token_id  # 1%; a right tokenizer reads SQuAD with 0.02%
+    assert weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer) == {}
+    tokens[10] = tokenizer.unk_token_id
+    assert len(weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer)) == 1
+    assert weights.unknown_tokens(tokens[:0], offsets[:0], lambda place: "?", tokenizer) == {}
+    tokenizer.unk_token = None
+    assert weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer) == {}

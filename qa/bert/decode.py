@@ -7,7 +7,7 @@ That is one probability for every (window, start, end): all of them, and "no ans
 windows give the same characters, the candidate has the largest of their confidences, not the sum: so candidates stand
 in the order of score and confidence alike, and an answer does not gain by lying where two windows overlap.
 
-Input: predict.py's scores, in the flat arrays of windows.py. Used by: predict.py.
+Input: reader.py's scores, in the flat arrays of windows.py. Used by: reader.py.
 
 N windows   T tokens of all windows   Q questions   K = num_best   M candidates of all questions
 q, n: the questions and windows of one chunk
@@ -25,18 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qa.bert.spans import IMPOSSIBLE, NonFiniteScores, best_of_windows, null_scores
+from qa.prediction import Candidate
 from qa.training.precision import at_least_fp32
 
 CHUNK_CELLS = 1 << 19  # scores and spans looked at in one chunk: tensors of about 1 MB, whatever the data's size
-
-
-@dataclass(slots=True)  # a frozen one takes four times as long to make
-class Candidate:
-    text: str
-    start_char: int
-    end_char: int  # exclusive
-    score: float  # start score + end score
-    confidence: float
 
 
 @dataclass(slots=True)

@@ -4,17 +4,19 @@
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
 
 The parameters are named as in transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so checkpoints go both
-ways. Used by train_bert.py and predict.py.
+ways. Used by train_bert.py and reader.py.
 
 B windows   L tokens   H hidden size
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertModel
 
@@ -45,7 +47,7 @@ class SpanHead(nn.Linear):
 
 
 class BertSpanModel(nn.Module):
-    """Encoder and head. Weights are loaded by `load_bert`, and saved by `product_state`."""
+    """Encoder and head. Weights are loaded by `load_bert`, and saved by `save_bert`."""
 
     def __init__(self, encoder: BertModel) -> None:
         super().__init__()
@@ -74,12 +76,12 @@ def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
             + cross_entropy(end, batch["end_token"], reduction="sum")) / 2
 
 
-def load_bert(folder: Path, max_length: int, dropout: float = -1) -> tuple[BertSpanModel, bool]:
+def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tuple[BertSpanModel, bool]:
     """Load an encoder, or a question-answering checkpoint, in fp32, in training mode.
 
     Args:
         max_length: tokens of the windows to come; checked against the model's positions.
-        dropout: probability for all dropout layers; -1: as the checkpoint's config has it.
+        dropout: probability for all dropout layers; None: as the checkpoint's config has it.
 
     Returns:
         The model, and whether its head was trained (False: the head is new, drawn from torch's generator).
@@ -93,7 +95,7 @@ def load_bert(folder: Path, max_length: int, dropout: float = -1) -> tuple[BertS
         raise UserError(f"--max-length {max_length}: {folder} has positions for {config.max_position_embeddings} tokens; "
                         f"use at most that, long passages are cut into windows")
     config.num_labels = 2  # a base with three would get a head of three
-    if dropout >= 0:
+    if dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     loaded, head_is_new = _from_pretrained(folder, config)
     model = BertSpanModel(loaded.bert)
@@ -105,6 +107,23 @@ def load_bert(folder: Path, max_length: int, dropout: float = -1) -> tuple[BertS
             model.qa_outputs.load_state_dict(loaded.qa_outputs.state_dict())
     replace_dropout(model)
     return model.train(), not head_is_new
+
+
+def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
+    """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+    config = copy.deepcopy(model.config)
+    config.architectures = ["BertForQuestionAnswering"]
+    config.num_labels = 2
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
+
+
+def load_weights(model: BertSpanModel, folder: Path) -> None:
+    """Put the weights that `save_bert` wrote back into the model."""
+    model.load_state_dict(load_file(folder / "model.safetensors"))
 
 
 def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionAnswering, bool]:

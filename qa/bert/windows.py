@@ -1,4 +1,4 @@
-"""Examples in, windows `[CLS] question [SEP] passage [SEP]` out: what BERT reads, with the labels that it learns.
+"""Passages in, windows `[CLS] question [SEP] passage [SEP]` out: what BERT reads, with the labels that it learns.
 
 A passage that does not fit is cut into windows that overlap by `overlap` tokens, so that an answer at the edge of one window
 stands well inside the next. (transformers calls the overlap "stride"; in Google's BERT `doc_stride` is the step.)
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa.data.squad import Example, Summary
+from qa.data.squad import Example, Passage, Summary
 from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
@@ -30,7 +30,7 @@ CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer'
 
 @dataclass
 class Windows:
-    """All windows of a list of examples; window n has the tokens `tokens[bounds[n]:bounds[n + 1]]`.
+    """All windows of a list of passages; window n has the tokens `tokens[bounds[n]:bounds[n + 1]]`.
 
     Positions (`passage`, `null_token`, `start_token`, `end_token`) count from the window's first token.
     """
@@ -39,7 +39,7 @@ class Windows:
     offsets: np.ndarray  # [T, 2] int32: start and end (exclusive) character in the context; 0, 0 outside the passage
     bounds: np.ndarray  # [N + 1] int64
     passage: np.ndarray  # [N, 2] int32: first passage token, one past the last
-    question: np.ndarray  # [N] int32: index of the example, ascending
+    question: np.ndarray  # [N] int32: index of the example, counted over all passages; ascending
     null_token: np.ndarray  # [N] int32: the position that says "no answer in this window": [CLS]
     start_token: np.ndarray  # [N] int32: label; null_token if the answer is not in the window
     end_token: np.ndarray  # [N] int32: label, inclusive
@@ -76,8 +76,8 @@ def question_share(max_length: int, overlap: int) -> int:
     return share
 
 
-def make_windows(examples: list[Example], tokenizer, max_length: int, overlap: int) -> Windows:
-    """Build the windows of `examples`, labels included where there are answers.
+def make_windows(passages: list[Passage], tokenizer, max_length: int, overlap: int) -> Windows:
+    """Build the windows of all questions on `passages`, labels included where there are answers.
 
     Args:
         tokenizer: a fast BERT tokenizer (see weights.load_tokenizer).
@@ -89,7 +89,7 @@ def make_windows(examples: list[Example], tokenizer, max_length: int, overlap: i
     """
     share = question_share(max_length, overlap)
     summary = Summary()
-    parts = list(_window_parts(examples, tokenizer, max_length, overlap, share, summary))
+    parts = list(_window_parts(passages, tokenizer, max_length, overlap, share, summary))
     lengths = np.fromiter((len(part[0]) for part in parts), dtype=np.int64, count=len(parts))
     columns = np.array([part[2:] for part in parts], dtype=np.int32).reshape(len(parts), 5)
     tokens = np.concatenate([part[0] for part in parts])
@@ -102,21 +102,20 @@ def make_windows(examples: list[Example], tokenizer, max_length: int, overlap: i
                    columns[:, 3].copy(), columns[:, 4].copy(), tokenizer.pad_token_id, summary)
 
 
-def _window_parts(examples, tokenizer, max_length, overlap, share, summary) -> Iterator[tuple]:
+def _window_parts(passages, tokenizer, max_length, overlap, share, summary) -> Iterator[tuple]:
     """(tokens, passage offsets, example index, first passage token, one past the last, start label, end label)."""
     cls, sep = np.int32(tokenizer.cls_token_id), np.int32(tokenizer.sep_token_id)
-    for passage, encoding, first_example, questions in _encoded_passages(examples, tokenizer):
+    index = 0
+    for passage, encoding, questions in _encoded_passages(passages, tokenizer):
         token_ids = np.array(encoding.ids, dtype=np.int32)
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        answer_tokens = _answer_tokens(passage, offsets)  # [questions of the passage, 2]
-        for number, question in enumerate(questions):
-            example = passage[number]
+        answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
+        for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > share:
                 summary.add(f"question longer than {share} tokens, truncated", example.id)
                 question = question[:share]
             head = np.concatenate([[cls], question, [sep]]).astype(np.int32)
             capacity = max_length - NUM_SPECIAL - len(question)
-            start, end = answer_tokens[number]
             if example.answers and start > end:
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
             for begin in _window_starts(len(token_ids), capacity, overlap):
@@ -124,29 +123,24 @@ def _window_parts(examples, tokenizer, max_length, overlap, share, summary) -> I
                 inside = begin <= start <= end < begin + len(piece)
                 shift = len(head) - begin
                 labels = (start + shift, end + shift) if inside else (0, 0)
-                yield (np.concatenate([head, piece, [sep]]), offsets[begin:begin + capacity], first_example + number,
-                       len(head), len(head) + len(piece), *labels)
+                yield (np.concatenate([head, piece, [sep]]), offsets[begin:begin + capacity], index, len(head),
+                       len(head) + len(piece), *labels)
+            index += 1
 
 
-def _encoded_passages(examples: list[Example], tokenizer) -> Iterator[tuple]:
-    """(the passage's examples, its encoding, index of its first example, its questions' token ids), chunk by chunk."""
+def _encoded_passages(passages: list[Passage], tokenizer) -> Iterator[tuple]:
+    """(passage, its encoding, its questions' token ids), chunk by chunk."""
     backend = tokenizer.backend_tokenizer
-    groups: list[tuple[int, list[Example]]] = []
-    for index, example in enumerate(examples):
-        if index and example.context is examples[index - 1].context:
-            groups[-1][1].append(example)
-        else:
-            groups.append((index, [example]))
-    for begin in range(0, len(groups), CHUNK):
-        chunk = groups[begin:begin + CHUNK]
-        passages = backend.encode_batch([group[0].context for _, group in chunk], add_special_tokens=False)
-        texts = [example.question for _, group in chunk for example in group]
+    for begin in range(0, len(passages), CHUNK):
+        chunk = passages[begin:begin + CHUNK]
+        encodings = backend.encode_batch([passage.text for passage in chunk], add_special_tokens=False)
+        texts = [example.question for passage in chunk for example in passage.examples]
         questions = iter(backend.encode_batch_fast(texts, add_special_tokens=False))
-        for (first, group), encoding in zip(chunk, passages, strict=True):
-            yield group, encoding, first, [next(questions).ids for _ in group]
+        for passage, encoding in zip(chunk, encodings, strict=True):
+            yield passage, encoding, [next(questions).ids for _ in passage.examples]
 
 
-def _answer_tokens(passage: list[Example], offsets: np.ndarray) -> np.ndarray:
+def _answer_tokens(examples: list[Example], offsets: np.ndarray) -> np.ndarray:
     """Character span to token span, for all questions of a passage at once.
 
     The first token that ends behind the answer's first character, and the last token that starts before its end:
@@ -158,11 +152,11 @@ def _answer_tokens(passage: list[Example], offsets: np.ndarray) -> np.ndarray:
         int64 [questions, 2], inclusive; (1, 0), which is no span, for a question without a located answer.
     """
     chars = np.array([(example.answers[0].start_char, example.answers[0].end_char) if example.answers else (0, 0)
-                      for example in passage])
+                      for example in examples])
     start = np.searchsorted(offsets[:, 1], chars[:, 0], side="right")
     end = np.searchsorted(offsets[:, 0], chars[:, 1], side="left") - 1
     span = np.stack([start, end], axis=1)
-    span[[not example.answers for example in passage]] = (1, 0)
+    span[[not example.answers for example in examples]] = (1, 0)
     return span
 
 

@@ -1,31 +1,36 @@
 """Parts of a data set: whole articles kept out of training, and the first N questions of shuffled passages.
 
-Used by the train scripts, before any features are made. Both functions are pure in (examples, seed).
+Used by the train scripts, before any features are made. All functions are pure in (passages, seed), and make passages of
+their own where they leave questions out.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
-from qa.data.squad import Example, SquadData, Summary
+from qa.data.squad import Example, Passage, SquadData, Summary
 from qa.errors import UserError
 
 
-def training_split(data: SquadData, max_questions: int, share: float, seed: int) -> tuple[list[Example], SquadData | None]:
+def training_split(data: SquadData, max_questions: int | None, share: float | None,
+                   seed: int) -> tuple[list[Passage], SquadData | None]:
     """What a training script learns from, and what it chooses checkpoint and threshold on.
 
     Args:
-        max_questions: `--max-train-questions`, of the articles that are not held out; 0: all.
-        share: `--held-out`; -1 stands for 5% for v2.0 data, whose no-answer threshold must be chosen somewhere, else 0.
+        max_questions: `--max-train-questions`, of the articles that are not held out; None: all.
+        share: `--held-out`; None is 5% for v2.0 data, whose no-answer threshold must be chosen somewhere, else 0.
 
     Raises:
         UserError: nothing to train on.
     """
-    examples, held_out = data.examples, []
-    share = (0.05 if data.is_v2 else 0.0) if share < 0 else share
+    passages, held_out = data.passages, []
+    share = (0.05 if data.is_v2 else 0.0) if share is None else share
     if share > 0:
-        examples, held_out = hold_out_articles(examples, share, seed)
-    training = [example for example in examples if example.trainable]
+        passages, held_out = hold_out_articles(passages, share, seed)
+    training = questions_that(lambda example: example.trainable, passages)
     if max_questions:
         training = first_passages(training, max_questions, seed)
     if not training:
@@ -35,7 +40,7 @@ def training_split(data: SquadData, max_questions: int, share: float, seed: int)
     return training, held_data
 
 
-def hold_out_articles(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
     """Split into (training, held out) by article, so that no passage or topic is on both sides.
 
     Articles are drawn in shuffled order until the held-out side has at least `share` of the questions.
@@ -43,9 +48,9 @@ def hold_out_articles(examples: list[Example], share: float, seed: int) -> tuple
     Raises:
         UserError: fewer than two articles, or a share that leaves nothing to train on.
     """
-    sizes: dict[str, int] = {}
-    for example in examples:
-        sizes[example.title] = sizes.get(example.title, 0) + 1
+    sizes: Counter[str] = Counter()
+    for passage in passages:
+        sizes[passage.title] += len(passage.examples)
     if len(sizes) < 2:
         raise UserError(f"--held-out {share:g}: needs at least two articles (titles), found {len(sizes)}; "
                         "use --held-out 0, or give each document its own title")
@@ -53,22 +58,31 @@ def hold_out_articles(examples: list[Example], share: float, seed: int) -> tuple
     random.Random(seed).shuffle(titles)
     held, num_held = set(), 0
     for title in titles[:-1]:  # the last article always stays in training
-        if num_held >= share * len(examples):
+        if num_held >= share * sizes.total():
             break
         held.add(title)
         num_held += sizes[title]
-    training = [example for example in examples if example.title not in held]
-    return training, [example for example in examples if example.title in held]
+    training = [passage for passage in passages if passage.title not in held]
+    return training, [passage for passage in passages if passage.title in held]
 
 
-def first_passages(examples: list[Example], num_questions: int, seed: int) -> list[Example]:
+def first_passages(passages: list[Passage], num_questions: int, seed: int) -> list[Passage]:
     """Passages in shuffled order, with all their questions, until there are exactly `num_questions` (the last one may be cut).
 
     A smaller number gives a prefix of a larger one's questions, so learning curves are nested.
     """
-    passages: dict[tuple[str, str], list[Example]] = {}
-    for example in examples:
-        passages.setdefault((example.title, example.context), []).append(example)
-    order = list(passages.values())
+    order = list(passages)
     random.Random(seed).shuffle(order)
-    return [example for passage in order for example in passage][:num_questions]
+    chosen = []
+    for passage in order:
+        if num_questions <= 0:
+            break
+        chosen.append(replace(passage, examples=passage.examples[:num_questions]))
+        num_questions -= len(passage.examples)
+    return chosen
+
+
+def questions_that(keep: Callable[[Example], bool], passages: list[Passage]) -> list[Passage]:
+    """The passages with the questions that are to be kept, without those that have none of them."""
+    kept = [replace(passage, examples=list(filter(keep, passage.examples))) for passage in passages]
+    return [passage for passage in kept if passage.examples]

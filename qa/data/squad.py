@@ -1,4 +1,4 @@
-"""SQuAD data in, a list of `Example` out, with every answer checked against the text that it claims to be.
+"""SQuAD data in, a list of `Passage` with its questions out, every answer checked against the text that it claims to be.
 
 Reads the official JSON of v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250) and v2.0 (Rajpurkar et al. 2018,
 arXiv:1806.03822) from a file, the hub's flat rows (`squad`, `squad_v2`), or the built-in data (`demo`, `demo_v2`):
@@ -6,8 +6,8 @@ arXiv:1806.03822) from a file, the hub's flat rows (`squad`, `squad_v2`), or the
     {"version": "v2.0", "data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [
         {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
 
-Offsets count Unicode code points, so a context is never stripped or normalised. Questions of one passage stand next to
-each other and share one `context` string. What is wrong with the data is counted by name in a `Summary` and never
+Offsets count Unicode code points, so a context is never stripped or normalised. Equal passages of one article become one
+`Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary` and never
 hidden: such a question is left out of training, yet still predicted and scored, as the official rules want.
 Used by: windows.py and prompt.py (features), splits.py (parts of the data), metrics.py (gold answers).
 """
@@ -27,7 +27,7 @@ DEMO_NAMES = ("demo", "demo_v2")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A verified answer: `context[start_char:end_char] == text`; `end_char` is exclusive."""
+    """A verified answer: `passage.text[start_char:end_char] == text`; `end_char` is exclusive."""
 
     text: str
     start_char: int
@@ -39,16 +39,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one passage."""
+    """One question about a passage."""
 
     id: str
-    title: str
-    context: str
     question: str
-    answers: tuple[Answer, ...]  # located in the context, in the file's order; the first one is the training label
+    answers: tuple[Answer, ...]  # located in the passage, in the file's order; the first one is the training label
     gold_texts: tuple[str, ...]  # every answer text just as the file has it: what scoring compares with
     is_impossible: bool  # v2.0 and no answer; always False in v1.1
     trainable: bool  # the first answer was located, or v2.0 says that there is none
+
+
+@dataclass(eq=False, slots=True)
+class Passage:
+    """What is read once, and the questions about it. Told apart by identity: equal texts in two articles are two."""
+
+    title: str
+    text: str
+    examples: list[Example]
 
 
 @dataclass
@@ -68,17 +75,22 @@ class Summary:
 @dataclass
 class SquadData:
     source: str
-    examples: list[Example]
+    passages: list[Passage]
     is_v2: bool
     has_answers: bool  # False: a file to predict, not to score
     summary: Summary
 
+    @property
+    def examples(self) -> list[Example]:
+        """All questions, in the passages' order; what belongs to a question is counted so everywhere."""
+        return [example for passage in self.passages for example in passage.examples]
+
     def describe(self) -> str:
         """One line per finding, the totals first."""
-        num_passages = len({(example.title, example.context) for example in self.examples})
-        num_trainable = sum(example.trainable for example in self.examples)
-        head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {len(self.examples):,} questions on "
-                f"{num_passages:,} passages, {num_trainable:,} usable for training")
+        examples = self.examples
+        num_trainable = sum(example.trainable for example in examples)
+        head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {len(examples):,} questions on "
+                f"{len(self.passages):,} passages, {num_trainable:,} usable for training")
         return "\n".join([head, *("  " + line for line in self.summary.lines())])
 
 
@@ -104,7 +116,7 @@ def load_squad(source: str, split: str = "train") -> SquadData:
 
 
 def parse_squad(document: object, source: str) -> SquadData:
-    """Turn official SQuAD JSON, already parsed, into examples. `source` names it in messages."""
+    """Turn official SQuAD JSON, already parsed, into passages. `source` names it in messages."""
     articles = document.get("data") if isinstance(document, dict) else None
     if not isinstance(articles, list):
         raise UserError(f"{source}: not SQuAD JSON: expected an object with a list \"data\" of articles, "
@@ -117,23 +129,23 @@ def parse_squad(document: object, source: str) -> SquadData:
     is_v2 = version.lower().lstrip("v").startswith("2") or any("is_impossible" in qa for _, _, qa in rows)
     has_answers = any(qa.get("answers") or qa.get("is_impossible") for _, _, qa in rows)
     seen: set[str] = set()
-    examples = [_example(title, context, qa, is_v2, has_answers, seen, summary) for title, context, qa in rows]
-    return SquadData(source, examples, is_v2, has_answers, summary)
+    passages: dict[tuple[str, str], Passage] = {}
+    for title, context, qa in rows:
+        passage = passages.setdefault((title, context), Passage(title, context, []))
+        passage.examples.append(_example(context, qa, is_v2, has_answers, seen, summary))
+    return SquadData(source, list(passages.values()), is_v2, has_answers, summary)
 
 
 def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
-    """Regroup the hub's flat rows, one question each, by (title, context) and parse them as a file."""
-    passages: dict[tuple[str, str], list[dict]] = {}
+    """The hub's flat rows, one question each, as a file with one passage per question, whose equal passages are then joined."""
+    articles: dict[str, list[dict]] = {}
     for row in rows:
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
         answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
         question = {"id": row["id"], "question": row["question"], "answers": answers}
         if is_v2:
             question["is_impossible"] = not answers
-        passages.setdefault((row["title"], row["context"]), []).append(question)
-    articles: dict[str, list[dict]] = {}
-    for (title, context), qas in passages.items():
-        articles.setdefault(title, []).append({"context": context, "qas": qas})
+        articles.setdefault(row["title"], []).append({"context": row["context"], "qas": [question]})
     data = [{"title": title, "paragraphs": paragraphs} for title, paragraphs in articles.items()]
     return parse_squad({"version": "v2.0" if is_v2 else "1.1", "data": data}, source)
 
@@ -171,8 +183,7 @@ def _questions(articles: list, source: str, summary: Summary):
                     summary.add("question without the field id or question, passed over", title)
 
 
-def _example(title: str, context: str, qa: dict, is_v2: bool, has_answers: bool, seen: set[str],
-             summary: Summary) -> Example:
+def _example(context: str, qa: dict, is_v2: bool, has_answers: bool, seen: set[str], summary: Summary) -> Example:
     """Check one question; every reason to leave it out of training is counted."""
     question_id, question = str(qa["id"]), qa["question"]
     claims = qa.get("answers") or []
@@ -209,7 +220,7 @@ def _example(title: str, context: str, qa: dict, is_v2: bool, has_answers: bool,
         summary.add(fault, question_id)
     is_impossible = is_v2 and has_answers and not claims
     trainable = has_answers and not faults and bool(answers or is_impossible)
-    return Example(question_id, title, context, question, tuple(answers), gold_texts, is_impossible, trainable)
+    return Example(question_id, question, tuple(answers), gold_texts, is_impossible, trainable)
 
 
 def _read_json(path: Path) -> object:

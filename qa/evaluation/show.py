@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qa.data.squad import Example
-
-if TYPE_CHECKING:
-    from qa.predict import Prediction
+from qa.data.squad import SquadData
+from qa.prediction import Prediction
 
 HIGHLIGHT = ("\033[1;32m", "\033[0m")
 
@@ -38,13 +36,13 @@ def table(metrics: dict[str, Any]) -> str:
                      for name, value in metrics.items())
 
 
-def marked_passages(examples: list[Example], predictions: list[Prediction], count: int) -> str:
+def marked_passages(data: SquadData, predictions: list[Prediction], count: int) -> str:
     """A few questions, evenly spread, each with its passage and the predicted span marked in it."""
     before, after = HIGHLIGHT if sys.stdout.isatty() else ("[[", "]]")
+    questions = [(passage.text, example) for passage in data.passages for example in passage.examples]
     parts = []
-    for index in range(0, len(examples), max(1, len(examples) // count))[:count]:
-        example, prediction = examples[index], predictions[index]
-        passage = example.context
+    for index in range(0, len(questions), max(1, len(questions) // count))[:count]:
+        (passage, example), prediction = questions[index], predictions[index]
         if prediction.text:
             span = prediction.candidates[0]
             passage = passage[:span.start_char] + before + span.text + after + passage[span.end_char:]

@@ -2,7 +2,7 @@
 
     adapter_config.json         rank, alpha, which layers: `LoraSpec` in peft's words
     adapter_model.safetensors   base_model.model.<path>.lora_A.weight [r, in], .lora_B.weight [out, r]; fp32
-    qa_lora.json                the base's name and fingerprint, and what our scripts add, such as the prompt
+    qa_lora.json                the base's name and fingerprint (older ones: the prompt too)
 
 `train_llama.py` writes it as its product, `evaluate.py` reads it. Folders that peft wrote are
 read too, as long as they say nothing but "add scale * B A to these linear layers". Whatever else changes
@@ -68,11 +68,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def save_adapter(
-    model: nn.Module, spec: LoraSpec, folder: Path, base_name: str, fingerprint: dict[str, str], extra: dict
-) -> None:
-    """Write the three files. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
+def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base_name: str,
+                 fingerprint: dict[str, str]) -> None:
+    """Write the three files, and the tokenizer. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -90,10 +90,9 @@ def save_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    own = {"base_model": base_name, "base_fingerprint": fingerprint, "extra": extra}
+    own = {"base_model": base_name, "base_fingerprint": fingerprint}
     tensors = {KEY_PREFIX + key: t.cpu().contiguous() for key, t in lora_state_dict(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors' own mode is for the owner only
     for name, content in ((CONFIG_FILE, config), (OWN_FILE, own)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

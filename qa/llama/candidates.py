@@ -35,8 +35,8 @@ from collections.abc import Sequence
 from qa.data.squad import Example
 from qa.llama.encode import Prompt
 from qa.llama.prompt import PromptTemplate, one_line
+from qa.llama.units import PARTS, Units, cut
 
-UNIT = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
 ROOT = 0
 LONG_CHUNK = 64  # units: of a longer one not all strings are encoded
 
@@ -86,40 +86,28 @@ class Trie:
         return nodes[::-1]
 
 
-class Units:
-    """A passage cut into its units."""
-
-    def __init__(self, text: str):
-        self.text = text
-        spans = [match.span() for match in UNIT.finditer(text)]
-        self.starts = [start for start, _ in spans]
-        self.ends = [end for _, end in spans]  # exclusive
-        is_first = [unit == 0 or start > spans[unit - 1][1] for unit, (start, _) in enumerate(spans)]
-        firsts = [unit for unit, first in enumerate(is_first) if first]
-        self.chunks = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each chunk
-
-    def string(self, first: int, last: int) -> str:
-        """The units first..last (inclusive), as an answer is written."""
-        return one_line(self.text[self.starts[first] : self.ends[last]])
-
-    def blank(self, first: int) -> str:
-        """What stands before the first unit of a chunk; a newline in it is written as a blank."""
-        blank = self.text[self.ends[first - 1] : self.starts[first]]
-        return " " if "\n" in blank else blank
-
-    def cuts_word(self, first: int, last: int) -> bool:
-        return _is_within_word(self.text, self.starts[first]) or _is_within_word(self.text, self.ends[last])
-
-    def first_beyond(self, first: int, most_chars: int, stop: int) -> int:
-        """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
-        return bisect.bisect_right(self.ends, self.starts[first] + most_chars, first, stop)
-
-
-_units = functools.lru_cache(maxsize=8)(Units)  # questions on one passage come one after another
-
-
 def _size(chunk: tuple[int, int]) -> int:
     return chunk[1] - chunk[0]
+
+
+def _string(units: Units, first: int, last: int) -> str:
+    """The units first..last (inclusive), as an answer is written."""
+    return one_line(units.string(first, last))
+
+
+def _blank(units: Units, first: int) -> str:
+    """What stands before the first unit of a chunk; a newline in it is written as a blank."""
+    blank = units.text[units.ends[first - 1] : units.starts[first]]
+    return " " if "\n" in blank else blank
+
+
+def _cuts_word(units: Units, first: int, last: int) -> bool:
+    return _is_within_word(units.text, units.starts[first]) or _is_within_word(units.text, units.ends[last])
+
+
+def _first_beyond(units: Units, first: int, most_chars: int, stop: int) -> int:
+    """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
+    return bisect.bisect_right(units.ends, units.starts[first] + most_chars, first, stop)
 
 
 def _is_within_word(text: str, place: int) -> bool:
@@ -132,9 +120,9 @@ def make_trie(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
     Args:
         max_tokens: of a candidate at most, its end token included, as --max-answer-length counts them.
     """
-    units = Units(text)
+    units = cut(text, PARTS)
     trie, longest = _by_chunks(template, units, max_tokens - 1)
-    alone = template.encode_within_answer([units.string(first, last) for first, (last, _) in longest.items()], begin=True)
+    alone = template.encode_within_answer([_string(units, first, last) for first, (last, _) in longest.items()], begin=True)
     if all(trie.find(ids) == node for ids, (_, node) in zip(alone, longest.values(), strict=True)):
         return trie
     return _one_by_one(template, units, max_tokens - 1)
@@ -151,7 +139,7 @@ def _by_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple
                 for last, ids in endings:
                     if length + len(ids) <= max_tokens:
                         node = trie.add(base, ids)
-                        trie.end(node, units.starts[first], units.ends[last], units.cuts_word(first, last))
+                        trie.end(node, units.starts[first], units.ends[last], _cuts_word(units, first, last))
                         longest[first] = last, node
                 last, ids = endings[-1]
                 length += len(ids)
@@ -173,17 +161,17 @@ def _encode_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> t
     most = _most_chars(template, units, max_tokens) if max(map(_size, units.chunks), default=0) > LONG_CHUNK else None
 
     def lasts(first: int, stop: int) -> range:
-        return range(first, stop if most is None else max(units.first_beyond(first, most, stop), first + 1))
+        return range(first, stop if most is None else max(_first_beyond(units, first, most, stop), first + 1))
 
     begins = [(first, last) for chunk_first, stop in units.chunks
               for first in range(chunk_first, stop) for last in lasts(first, stop)]
     goes_on = [(number, last) for number, (first, stop) in enumerate(units.chunks) if number for last in lasts(first, stop)]
     heads: list[Endings] = [[] for _ in units.starts]
-    encoded = template.encode_within_answer([units.string(first, last) for first, last in begins], begin=True)
+    encoded = template.encode_within_answer([_string(units, first, last) for first, last in begins], begin=True)
     for (first, last), ids in zip(begins, encoded, strict=True):
         heads[first].append((last, ids))
     tails: list[Endings] = [[] for _ in units.chunks]
-    texts = [units.blank(units.chunks[number][0]) + units.string(units.chunks[number][0], last) for number, last in goes_on]
+    texts = [_blank(units, units.chunks[number][0]) + _string(units, units.chunks[number][0], last) for number, last in goes_on]
     for (number, last), ids in zip(goes_on, template.encode_within_answer(texts, begin=False), strict=True):
         tails[number].append((last, ids))
     return heads, tails
@@ -193,11 +181,11 @@ def _one_by_one(template: PromptTemplate, units: Units, max_tokens: int) -> Trie
     """The same for any tokenizer, at some hundred times the cost."""
     trie, most = Trie(), _most_chars(template, units, max_tokens)
     for first, start_char in enumerate(units.starts):
-        lasts = range(first, units.first_beyond(first, most, len(units.starts)))
-        encoded = template.encode_within_answer([units.string(first, last) for last in lasts], begin=True)
+        lasts = range(first, _first_beyond(units, first, most, len(units.starts)))
+        encoded = template.encode_within_answer([_string(units, first, last) for last in lasts], begin=True)
         for last, ids in zip(lasts, encoded, strict=True):
             if len(ids) <= max_tokens:
-                trie.end(trie.add(ROOT, ids), start_char, units.ends[last], units.cuts_word(first, last))
+                trie.end(trie.add(ROOT, ids), start_char, units.ends[last], _cuts_word(units, first, last))
     return trie
 
 
@@ -216,8 +204,7 @@ def reachability(template: PromptTemplate, examples: Sequence[Example], prompts:
     """
     texts: dict[int, list[str]] = {}
     for prompt in prompts:
-        piece = prompt.passage
-        texts.setdefault(prompt.index, []).append(examples[prompt.index].context[piece.start_char : piece.end_char])
+        texts.setdefault(prompt.index, []).append(prompt.piece.text)
     answered = [index for index in texts if examples[index].answers]
 
     @functools.cache
@@ -243,7 +230,7 @@ def describe_reachability(template: PromptTemplate, examples: Sequence[Example],
 
 
 def _stands_at_boundaries(answer: str, text: str) -> bool:
-    units = _units(text)
+    units = cut(text, PARTS)
     starts, ends = set(units.starts), set(units.ends)
     start = text.find(answer) if answer else -1
     while start >= 0:

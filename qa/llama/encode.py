@@ -1,10 +1,10 @@
-"""Examples -> prompts, encoded; a passage too long for the model in overlapping pieces.
+"""Passages -> prompts, encoded; a passage too long for the model in overlapping pieces.
 
 BERT reads windows (qa/bert/windows.py); LLaMA reads nearly every passage whole. Only where prompt and answer together
 exceed `max_length` tokens is the passage cut. In training a question is put to the one piece that shows its answer
 best; in decoding to every piece, and the most probable answer is kept (`generate.best_pieces`).
 
-Input: Examples and a PromptTemplate. Used by: train_llama.py and predict.py, which hand the prompts to packing.py
+Input: Passages and a PromptTemplate. Used by: train_llama.py and predict.py, which hand the prompts to packing.py
 and generate.py.
 """
 
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from qa.data.squad import Example
+from qa.data.squad import Example, Passage
 from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate, answer_text
 
@@ -24,28 +24,32 @@ Answer = TypeVar("Answer")  # generate.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Passage:
-    """A passage or a piece of one; the same object for all its questions, which are told to share a row by it."""
+class Piece:
+    """A passage, or a piece of one, encoded; the same object for all its questions, which are told to share a row by it."""
 
-    ids: list[int]  # of context[start_char:end_char]
+    ids: list[int]
+    text: str  # the passage's, from start_char on
     start_char: int
-    end_char: int
+
+    @property
+    def end_char(self) -> int:
+        return self.start_char + len(self.text)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prompt:
     """A question about a passage, encoded."""
 
-    index: int  # which of the examples
+    index: int  # which of the examples, counted over all passages
     id: str  # the example's, for messages
-    passage: Passage
+    piece: Piece
     question_ids: list[int]  # with the cue
     answer_ids: list[int]  # with the end token; in decoding []
 
 
-def encode_examples(template: PromptTemplate, examples: Sequence[Example], max_length: int,
+def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_length: int,
                     overlap: int = 128, max_new_tokens: int = 0) -> tuple[list[Prompt], list[str]]:
-    """Encode all examples.
+    """Encode all questions on the passages. Passages with the same text are one to the model: they share their pieces.
 
     Args:
         max_length: the most tokens of prompt and answer: the model's context, or --max-length.
@@ -57,6 +61,8 @@ def encode_examples(template: PromptTemplate, examples: Sequence[Example], max_l
         The prompts, and one line for each kind of cut that was made, to print.
     """
     training = max_new_tokens == 0
+    texts = [passage.text for passage in passages for _ in passage.examples]
+    examples = [example for passage in passages for example in passage.examples]
     answers = [template.answer_ids(answer_text(example)) if training else [] for example in examples]
     questions, notes = _encode_questions(template, examples, max_tokens=max_length // 4)
     longest_tail = max((len(question) + (len(answer) or max_new_tokens)
@@ -66,17 +72,12 @@ def encode_examples(template: PromptTemplate, examples: Sequence[Example], max_l
         raise UserError(f"--max-length {max_length}: instruction ({len(template.prefix_ids)} tokens), question and "
                         f"answer ({longest_tail}) leave no room for a passage; give more, or fewer --shots")
     overlap = min(overlap, room // 2)
-    pieces_of: dict[str, list[Passage]] = {}
+    pieces_of = {text: _pieces(template, text, room, overlap) for text in dict.fromkeys(texts)}
     prompts = []
-    for index, (example, question, answer) in enumerate(zip(examples, questions, answers, strict=True)):
-        if example.context not in pieces_of:
-            pieces_of[example.context] = [
-                Passage(template.passage_ids(example.context[start_char:end_char]), start_char, end_char)
-                for start_char, end_char in template.split_passage(example.context, room, overlap)
-            ]
-        pieces = pieces_of[example.context]
-        for passage in [_piece_with_answer(pieces, example)] if training else pieces:
-            prompts.append(Prompt(index, example.id, passage, question, answer))
+    for index, (text, example, question, answer) in enumerate(zip(texts, examples, questions, answers, strict=True)):
+        pieces = pieces_of[text]
+        for piece in [_piece_with_answer(pieces, example)] if training else pieces:
+            prompts.append(Prompt(index, example.id, piece, question, answer))
     if num_long := sum(len(pieces) > 1 for pieces in pieces_of.values()):
         notes.append(f"{num_long} of {len(pieces_of)} passages are too long for {max_length} tokens: read in pieces "
                      f"of at most {room} tokens that share {overlap}")
@@ -85,9 +86,9 @@ def encode_examples(template: PromptTemplate, examples: Sequence[Example], max_l
 
 def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
     """What the batch plan needs: which passage each prompt is about, and its tokens without the prefix; int64 [N] each."""
-    numbers: dict[Passage, int] = {}
-    passage = [numbers.setdefault(prompt.passage, len(numbers)) for prompt in prompts]
-    lengths = [len(prompt.passage.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
+    numbers: dict[Piece, int] = {}
+    passage = [numbers.setdefault(prompt.piece, len(numbers)) for prompt in prompts]
+    lengths = [len(prompt.piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
     return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
@@ -105,8 +106,8 @@ def pieces_of_examples(found: Iterable[Answer]) -> list[tuple[list[Answer], floa
 
 def all_tokens(prompts: Sequence[Prompt]) -> np.ndarray:
     """Every token of the prompts, a passage's once; int32, for a fingerprint of what a run learns from."""
-    passages = dict.fromkeys(prompt.passage for prompt in prompts)
-    segments = [passage.ids for passage in passages]
+    pieces = dict.fromkeys(prompt.piece for prompt in prompts)
+    segments = [piece.ids for piece in pieces]
     segments += [part for prompt in prompts for part in (prompt.question_ids, prompt.answer_ids)]
     return np.concatenate([np.array(segment, dtype=np.int32) for segment in segments])
 
@@ -125,7 +126,13 @@ def _encode_questions(template: PromptTemplate, examples: Sequence[Example],
     return questions, [f"{len(cut_ids)} questions of more than {max_tokens} tokens were cut (e.g. {cut_ids[0]})"]
 
 
-def _piece_with_answer(pieces: list[Passage], example: Example) -> Passage:
+def _pieces(template: PromptTemplate, text: str, room: int, overlap: int) -> list[Piece]:
+    ranges = template.split_passage(text, room, overlap)
+    return [Piece(template.passage_ids(text[start_char:end_char]), text[start_char:end_char], start_char)
+            for start_char, end_char in ranges]
+
+
+def _piece_with_answer(pieces: list[Piece], example: Example) -> Piece:
     """The piece in which the answer is furthest from an edge; the first one for an unanswerable question."""
     if example.is_impossible:
         return pieces[0]

@@ -38,14 +38,14 @@ predict.py (--decode exact).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from qa.llama.cache import KVCache, forward_tokens
 from qa.llama.candidates import ROOT, make_trie
-from qa.llama.encode import Passage, Prompt
+from qa.llama.encode import Prompt
 from qa.llama.generate import Reading, chosen_log_probs, drop_ended_rows, read, read_prefix, score
 from qa.llama.packing import micro_batches
 from qa.llama.prompt import PromptTemplate
@@ -55,13 +55,12 @@ from qa.llama.search import Extraction, Search
 
 
 @torch.inference_mode()
-def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: Mapping[Passage, str],
-            max_answer_length: int, micro_tokens: int, num_best: int = 1, max_expansions: int = 0,
+def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
+            num_best: int = 1, max_expansions: int = 0,
             report: Callable[[int], object] = lambda num_done: None) -> list[Extraction]:
     """Find the most probable spans for every prompt; they stand in the prompts' order.
 
     Args:
-        texts: what each passage, or piece of one, says.
         max_answer_length: tokens of a span at most, the end token included.
         micro_tokens: tokens read at a time, padding included; bounds the memory: tokens of a pass, logits, and, but for one
             long row, the cache.
@@ -76,11 +75,11 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], texts: M
         if template.refusal:
             answers = [template.answer_ids(template.refusal)] * len(refusals)
             refusals = score(model, reading, template, answers, _logit_rows(model, micro_tokens))
-        tries = {row.passage: make_trie(template, texts[row.passage], max_answer_length) for row in rows}
-        searches = [Search(prompt, tries[prompt.passage], num_best, max_expansions) for prompt in reading.prompts]
+        tries = {row.piece: make_trie(template, row.piece.text, max_answer_length) for row in rows}
+        searches = [Search(prompt, tries[prompt.piece], num_best, max_expansions) for prompt in reading.prompts]
         search(model, reading, template, searches, micro_tokens)
         for of_prompt, refusal in zip(searches, refusals, strict=True):
-            found[of_prompt.prompt] = of_prompt.result(texts[of_prompt.prompt.passage], refusal)
+            found[of_prompt.prompt] = of_prompt.result(of_prompt.prompt.piece.text, refusal)
         report(len(reading.prompts))
     return [found[prompt] for prompt in prompts]
 

@@ -184,7 +184,7 @@ def _is_open(answer: Generation, max_new_tokens: int) -> bool:
 
 def _draft(answer: Generation, max_new_tokens: int) -> list[int]:
     """What follows in the passage, if the answer so far stands in it (the first time that it does)."""
-    passage, so_far = answer.prompt.passage.ids, answer.token_ids
+    passage, so_far = answer.prompt.piece.ids, answer.token_ids
     size = min(DRAFT, max_new_tokens - len(so_far) - 1)
     for end in range(len(so_far), len(passage)):
         if passage[end - 1] == so_far[-1] and passage[end - len(so_far) : end] == so_far:

@@ -10,7 +10,7 @@ A model may answer "denver bronco" where the passage has "Denver Broncos". It is
 
 or, if the text or the passage is blank, by "" without offsets (empty).
 
-A span begins where a piece begins and ends where one ends: "(AFC-winner)" has the pieces ( AFC - winner ).
+A span begins where a unit (units.py) begins and ends where one ends: "(AFC-winner)" has the units ( AFC - winner ).
 F1 is the official one (evaluation/metrics.py) between the n tokens of the text and the m tokens of the span:
 
     F1 = 2 c / (n + m),   c <= min(n, m) tokens in common, as multisets
@@ -35,6 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qa.evaluation.metrics import normalize_answer
+from qa.llama.units import WORDS, Units, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +48,14 @@ class Grounded:
     kind: str  # "exact", "normalised", "repaired" or "empty"
 
 
-class Pieces:
-    """A passage cut into its P pieces (words and punctuation marks): what all its questions share.
+@functools.lru_cache(maxsize=1 << 15)
+def _tokens(string: str) -> list[str]:
+    """The official tokens of a part of a chunk.
 
-    A chunk is what stands between two blanks. Normalisation never looks past a blank, so a span's tokens are
-    those of its part of the first chunk, of the whole chunks between, and of its part of the last chunk.
+    Normalisation never looks past a blank, so a span's tokens are those of its part of the first chunk, of the
+    whole chunks between, and of its part of the last chunk.
     """
-
-    def __init__(self, context: str):
-        self.context = context
-        spans = [match.span() for match in re.finditer(r"\w+|[^\w\s]", context)]
-        self.starts = [start for start, _ in spans]  # [P]
-        self.ends = [end for _, end in spans]  # [P] exclusive
-        firsts = [p for p, (start, _) in enumerate(spans) if p == 0 or start > spans[p - 1][1]]
-        stops = [*firsts, len(spans)][1:]
-        self.chunk_stop = [b for a, b in zip(firsts, stops, strict=True) for _ in range(a, b)]  # [P]
-        self.tokens = functools.cache(self._tokens)
-
-    def _tokens(self, first: int, last: int) -> list[str]:
-        """The official tokens of the pieces first..last (inclusive), all of one chunk."""
-        return normalize_answer(self.context[self.starts[first]:self.ends[last]]).split()
-
-
-_pieces = functools.lru_cache(maxsize=8)(Pieces)  # questions on one passage come one after another
+    return normalize_answer(string).split()
 
 
 def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
@@ -79,18 +65,18 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
         max_words: the longest span that the search by F1 looks at, in official tokens. None: n^2, which
             leaves out no best span. The search by edits alone has no limit.
     """
-    text, pieces = text.strip(), _pieces(context)
-    if not text or not pieces.starts:
+    text, units = text.strip(), cut(context, WORDS)
+    if not text or not units.starts:
         return Grounded("", None, None, "empty")
     kind, (start, end) = "exact", _find(text, context)
     if start < 0:
         normalised = normalize_answer(text)
-        spans = _best_f1_spans(pieces, normalised.split(), max_words)
+        spans = _best_f1_spans(units, normalised.split(), max_words)
         equal = [span for span in spans if normalize_answer(context[slice(*span)]) == normalised]
         if equal:
             kind, (start, end) = "normalised", min(equal, key=lambda span: (span[1] - span[0], span))
         else:
-            kind, (start, end) = "repaired", _fewest_edits(text, pieces, spans)
+            kind, (start, end) = "repaired", _fewest_edits(text, units, spans)
     return Grounded(context[start:end], start, end, kind)
 
 
@@ -103,29 +89,29 @@ def _find(text: str, context: str) -> tuple[int, int]:
     return whole.span() if whole else (start, start + len(text))
 
 
-def _best_f1_spans(pieces: Pieces, text_tokens: list[str], max_words: int | None) -> list[tuple[int, int]]:
+def _best_f1_spans(units: Units, text_tokens: list[str], max_words: int | None) -> list[tuple[int, int]]:
     """All spans (start_char, end_char) that have the best F1, in order; none if no token is in common."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
     limit = n * n if max_words is None else max_words
-    for first in range(len(pieces.starts)):
-        for last, num_common, num_tokens in _promising_spans(pieces, first, wanted, limit):
+    for first in range(len(units.starts)):
+        for last, num_common, num_tokens in _promising_spans(units, first, wanted, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats
             if f1 > best_f1:
                 best_f1, best = f1, []
                 limit = min(limit, int(2 * n / f1 - n + 1e-9))
             if f1 == best_f1:
-                best.append((pieces.starts[first], pieces.ends[last]))
+                best.append((units.starts[first], units.ends[last]))
     return best
 
 
-def _promising_spans(pieces: Pieces, first: int, wanted: Counter,
+def _promising_spans(units: Units, first: int, wanted: Counter,
                      limit: int) -> Iterator[tuple[int, int, int]]:
-    """(last piece, c, m) of the spans that begin with piece `first` and might be best."""
+    """(last unit, c, m) of the spans that begin with unit `first` and might be best."""
     left, num_common, num_tokens, part = dict(wanted), 0, 0, first  # left: still to be found
     longest = max(map(len, wanted), default=0)
-    while part < len(pieces.starts) and num_tokens <= limit:  # a chunk, or what `first` leaves of it
-        for last in range(part, pieces.chunk_stop[part]):
-            tokens = pieces.tokens(part, last)
+    while part < len(units.starts) and num_tokens <= limit:  # a chunk, or what `first` leaves of it
+        for last in range(part, units.chunk_stop[part]):
+            tokens = _tokens(units.string(part, last))
             if num_tokens == 0 and tokens and len(tokens[0]) > longest + 2:
                 return  # too long, and it only grows (or shrinks by 2: "x–th" + "e" ends in an article)
             if not tokens or tokens[-1] in wanted:
@@ -138,20 +124,20 @@ def _promising_spans(pieces: Pieces, first: int, wanted: Counter,
             if left.get(token, 0) > 0:
                 left[token], num_common = left[token] - 1, num_common + 1
         num_tokens += len(tokens)
-        part = pieces.chunk_stop[part]
+        part = units.chunk_stop[part]
 
 
-def _fewest_edits(text: str, pieces: Pieces, spans: list[tuple[int, int]]) -> tuple[int, int]:
+def _fewest_edits(text: str, units: Units, spans: list[tuple[int, int]]) -> tuple[int, int]:
     """The nearest of `spans` by edits, then the earliest, then the shortest; of all spans if it is empty."""
     if len(spans) == 1:
         return spans[0]
     if not spans:
-        distance, starts = edit_table(text, pieces.context, pieces.starts)
-        return min((distance[end], starts[end], end) for end in pieces.ends)[1:]
+        distance, starts = edit_table(text, units.text, units.starts)
+        return min((distance[end], starts[end], end) for end in units.ends)[1:]
     candidates = []
     for start, group in itertools.groupby(spans, key=lambda span: span[0]):
         ends = [end for _, end in group]
-        distance, _ = edit_table(text, pieces.context[start:max(ends)], [0])
+        distance, _ = edit_table(text, units.text[start:max(ends)], [0])
         candidates += [(distance[end - start], start, end) for end in ends]
     return min(candidates)[1:]
 

@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.errors import UserError
+from qa.files import readable
 from qa.llama.lora import lora_layers, merge, unmerge
 
 
@@ -71,10 +72,10 @@ def load_llama(
     return model, load_tokenizer(path, folder, **where)
 
 
-def context_length(model: LlamaForCausalLM, max_length: int) -> int:
-    """Resolve `--max-length`: 0 is the model's context, at most 4,096 tokens, since few passages need more."""
+def context_length(model: LlamaForCausalLM, max_length: int | None) -> int:
+    """Resolve `--max-length`: None is the model's context, at most 4,096 tokens, since few passages need more."""
     context = model.config.max_position_embeddings
-    if max_length > context:
+    if max_length and max_length > context:
         raise UserError(f"--max-length {max_length}: the model's context has {context} tokens; longer passages are read "
                         "in pieces, so give at most that")
     return max_length or min(context, 4096)
@@ -206,9 +207,10 @@ def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, f
         for name, layer in layers.items():
             _put(model, name, layer.base)
         model.save_pretrained(folder)
-        for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors' own mode is for the owner only
         tokenizer.save_pretrained(folder)
+        readable(folder)
+    except OSError as error:
+        raise UserError(f"--merge-into {folder}: cannot be written ({error.strerror})") from None
     finally:
         for name, layer in layers.items():
             _put(model, name, layer)

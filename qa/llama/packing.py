@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy
 
 from qa.data.batches import deal
 from qa.llama.attention import Layout, use_packed_attention, visible
-from qa.llama.encode import Passage, Prompt
+from qa.llama.encode import Piece, Prompt
 from qa.training.precision import at_least_fp32
 
 # B rows of a batch, L tokens of the longest, N answer tokens of a batch, H hidden size, V vocabulary
@@ -41,11 +41,11 @@ from qa.training.precision import at_least_fp32
 
 @dataclass(frozen=True)
 class Row:
-    passage: Passage
+    piece: Piece
     prompts: list[Prompt]
 
     def num_tokens(self) -> int:
-        return len(self.passage.ids) + sum(_num_tokens(prompt) for prompt in self.prompts)
+        return len(self.piece.ids) + sum(_num_tokens(prompt) for prompt in self.prompts)
 
 
 def _num_tokens(prompt: Prompt) -> int:
@@ -59,10 +59,10 @@ def micro_batches(prompts: Sequence[Prompt], num_prefix: int, micro_tokens: int)
     The questions of a passage share a row, or the fewest rows that hold them. Rows of like length come together, the
     longest micro-batch first (so that memory, if it runs out, does so at once). `num_prefix`: tokens before the passage.
     """
-    by_passage: dict[Passage, list[Prompt]] = {}
+    by_piece: dict[Piece, list[Prompt]] = {}
     for prompt in prompts:
-        by_passage.setdefault(prompt.passage, []).append(prompt)
-    rows = [row for passage, group in by_passage.items() for row in _rows(passage, group, micro_tokens - num_prefix)]
+        by_piece.setdefault(prompt.piece, []).append(prompt)
+    rows = [row for piece, group in by_piece.items() for row in _rows(piece, group, micro_tokens - num_prefix)]
     rows.sort(key=Row.num_tokens, reverse=True)
     batches: list[list[Row]] = []
     for row in rows:
@@ -78,23 +78,23 @@ def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_prefix: int, micro_
     Returns:
         For every rank a list of micro-batches; empty for a rank with nothing to do.
     """
-    by_passage: dict[Passage, list[Prompt]] = {}
+    by_piece: dict[Piece, list[Prompt]] = {}
     for prompt in prompts:
-        by_passage.setdefault(prompt.passage, []).append(prompt)
-    groups = list(by_passage.values())
-    lengths = np.array([num_prefix + Row(group[0].passage, group).num_tokens() for group in groups])
+        by_piece.setdefault(prompt.piece, []).append(prompt)
+    groups = list(by_piece.values())
+    lengths = np.array([num_prefix + Row(group[0].piece, group).num_tokens() for group in groups])
     everything = int(lengths.sum()) * len(groups)  # no cut here: a rank's share in one piece
     shares = deal(np.arange(len(groups)), lengths, num_ranks, everything)
     return [micro_batches([prompt for group in np.concatenate(share) for prompt in groups[group]], num_prefix, micro_tokens)
             if share else [] for share in shares]
 
 
-def _rows(passage: Passage, prompts: list[Prompt], max_tokens: int) -> list[Row]:
+def _rows(piece: Piece, prompts: list[Prompt], max_tokens: int) -> list[Row]:
     """Fill one row after another."""
-    rows = [Row(passage, [])]
+    rows = [Row(piece, [])]
     for prompt in prompts:
         if rows[-1].prompts and rows[-1].num_tokens() + _num_tokens(prompt) > max_tokens:
-            rows.append(Row(passage, []))
+            rows.append(Row(piece, []))
         rows[-1].prompts.append(prompt)
     return rows
 
@@ -125,8 +125,8 @@ def collate(rows: Sequence[Row], prefix_ids: list[int], prefix_is_cached: bool =
     of_row, ids, positions, segments, predicting = [], [], [], [], []
     for number, row in enumerate(rows):
         begin = len(ids)
-        num_shared = len(prefix_ids) + len(row.passage.ids)
-        ids += shown_prefix + row.passage.ids
+        num_shared = len(prefix_ids) + len(row.piece.ids)
+        ids += shown_prefix + row.piece.ids
         positions += range(num_shared - (len(ids) - begin), num_shared)
         segments += [0] * (len(ids) - begin)
         for segment, prompt in enumerate(row.prompts, start=1):

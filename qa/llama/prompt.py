@@ -1,4 +1,4 @@
-r"""The prompt, defined once: an Example's passage, question and answer as token ids.
+r"""The prompt, defined once: passage, question and answer as token ids.
 
 A prompt is the concatenation of *separately encoded* segments, for training, every decoder and every test:
 
@@ -17,8 +17,9 @@ A prompt is the concatenation of *separately encoded* segments, for training, ev
     <|im_end|>\n<|im_start|>assistant\nAnswer:| Denver Broncos<|im_end|>
 
 The assistant's turn is begun for the model: small ones then answer more briefly. The template is rendered with
-sentinels for passage and question, and cut there; a date in it is fixed (Llama 3's prints today's). What the user
-wrote (passage, question, answer) never becomes a special token, even if it says "</s>".
+sentinels for passage and question, and cut there; a date in it is fixed (Llama 3's prints today's). If the template
+leaves the instruction out, the user's turn says it; one that drops, changes or repeats anything else is refused.
+What the user wrote (passage, question, answer) never becomes a special token, even if it says "</s>".
 
 Seams. A text begins with a blank unless the text before it ends in a newline; so no segment ends in a blank, and the
 answer begins with the token " Denver", as it does in the passage and in all that the model has read. SentencePiece
@@ -54,7 +55,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from qa.data.squad import Example
+from qa.data.squad import Example, Passage
 from qa.errors import UserError
 
 INSTRUCTION = "Read the passage and answer the question with a short phrase copied from it, not a sentence."
@@ -62,7 +63,8 @@ REFUSAL = "unanswerable"
 REFUSAL_INSTRUCTION = f'If the passage does not answer the question, write "{REFUSAL}".'
 DATE = "26 Jul 2024"  # what Llama 3's template prints where it is told no date
 CUE = "Answer:"  # the model goes on behind it
-PASSAGE, QUESTION, ANSWER = "⟦passage⟧", "⟦question⟧", "⟦answer⟧"  # sentinels
+# Sentinels: with characters that a template which escapes or normalises its texts would change.
+PASSAGE, QUESTION, ANSWER = (f"⟦{name}  \"'<&>⟧" for name in ("passage", "question", "answer"))
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,19 @@ class Demonstration:
     answer: str  # the refusal for an unanswerable question
 
 
-def choose_demonstrations(examples: Sequence[Example], shots: int, seed: int) -> tuple[Demonstration, ...]:
-    """`shots` training questions, on different passages from the shorter half."""
-    passages: dict[str, list[Example]] = {}
-    for example in examples:
-        if example.trainable:
-            passages.setdefault(example.context, []).append(example)
-    short = sorted(passages, key=len)[: (len(passages) + 1) // 2]
+def choose_demonstrations(passages: Sequence[Passage], shots: int, seed: int) -> tuple[Demonstration, ...]:
+    """`shots` training questions, on different texts from the shorter half."""
+    examples_of: dict[str, list[Example]] = {}
+    for passage in passages:
+        if trainable := [example for example in passage.examples if example.trainable]:
+            examples_of.setdefault(passage.text, []).extend(trainable)
+    short = sorted(examples_of, key=len)[: (len(examples_of) + 1) // 2]
     if shots > len(short):
         raise UserError(f"--shots {shots}: more than the training data has to offer, the shorter half of its "
-                        f"{len(passages)} passages; give at most {len(short)}")
+                        f"{len(examples_of)} passages; give at most {len(short)}")
     rng = random.Random(seed)
-    chosen = [rng.choice(passages[context]) for context in rng.sample(short, shots)]
-    return tuple(Demonstration(example.context, example.question.strip(), one_line(answer_text(example)))
-                 for example in chosen)
+    chosen = [(text, rng.choice(examples_of[text])) for text in rng.sample(short, shots)]
+    return tuple(Demonstration(text, example.question.strip(), one_line(answer_text(example))) for text, example in chosen)
 
 
 def answer_text(example: Example) -> str:
@@ -121,6 +122,11 @@ class PromptTemplate:
         self.demonstrations = tuple(demonstrations)
         twice = 2 * tokenizer("a", add_special_tokens=False).input_ids
         self._adds_blank = tokenizer.decode(twice) != "aa"
+        for shown in self.demonstrations:  # they are encoded with the template's own special tokens
+            text = _ask(shown.context, shown.question) + shown.answer
+            if self._encode(text) != self._encode(text, is_user=True):
+                raise UserError(f"--shots: the demonstration {shown.question!r} has the text of a special token of the "
+                                "model in it, which would end a turn; draw others with another --seed")
         self._passage_ids: dict[str, list[int]] = {}
         self._token_texts: list[str] = []
 
@@ -226,9 +232,6 @@ class PromptTemplate:
             return ""
         messages = self._messages()
         rendered = self._render(messages, cue=True)
-        if [rendered.count(sentinel) for sentinel in (PASSAGE, QUESTION)] != [1, 1]:
-            raise UserError("--prompt engineered: the model's chat template changes or drops the text of a "
-                            "message; use --prompt plain")
         self._before_passage, rest = rendered.split(PASSAGE)
         self._before_question, cue = rest.split(QUESTION)
         self._cue = cue.rstrip(" ") + _lead(cue.rstrip(" ")) + CUE
@@ -249,18 +252,19 @@ class PromptTemplate:
             return "".join(labels[message["role"]].format(message["content"]) for message in messages)
         # A template may ask for today's date by itself, as Llama 3's does if it is given none.
         fixed_date = "{%- macro strftime_now(format) -%}" + self.date + "{%- endmacro %}"
-        chat_template = fixed_date + self.tokenizer.get_chat_template()
         system, first, *others = messages
         joined = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
-        for variant in (messages, joined):  # some templates (Gemma's) refuse a system message
+        for variant in (messages, joined):  # some templates refuse a system message (Gemma's), others leave it out
             try:
-                return self.tokenizer.apply_chat_template(
-                    variant, chat_template=chat_template, tokenize=False, add_generation_prompt=cue,
-                    date_string=self.date)
+                rendered = self.tokenizer.apply_chat_template(
+                    variant, chat_template=fixed_date + self.tokenizer.get_chat_template(), tokenize=False,
+                    add_generation_prompt=cue, date_string=self.date)
+                damage = _damage(rendered, messages)
             except Exception as error:  # jinja2's TemplateError, or whatever a template stumbles over
-                reason = str(error)
-        raise UserError(f"--prompt engineered: the model's chat template fails ({reason}); "
-                        "use --prompt plain")
+                damage = f"fails ({error})"
+            if not damage:
+                return rendered
+        raise UserError(f"--prompt engineered: the model's chat template {damage}; use --prompt plain")
 
     def _bos_ids(self) -> list[int]:
         """What the tokenizer puts before a text by itself: BOS, or nothing."""
@@ -281,6 +285,25 @@ class PromptTemplate:
         newlines = {id for id, before in before_newline.items() if not before}
         self.end_token_ids: list[int] = sorted(special.keys() | newlines)
         self.closing_token_ids: list[int] = sorted(before_newline.keys() - newlines - special.keys())
+
+
+def _damage(rendered: str, messages: list[dict]) -> str:
+    """What a chat template did to the texts of `messages`; "" if it wrote each of them once, word for word.
+
+    The turns must stand in their order, the instruction anywhere: Mistral's template puts it into the last user's turn.
+    """
+    instruction, *turns = [message["content"].strip() for message in messages]  # templates trim
+    frame, rest = "", rendered  # frame: all that stands between the turns
+    for turn, message in zip(turns, messages[1:], strict=True):
+        before, found, rest = rest.partition(turn)
+        if not found:
+            return f"drops or changes the {message['role']}'s turn {turn[:40]!r}"
+        frame += before + "\0"
+    frame += rest
+    for text in (*turns, PASSAGE, QUESTION, ANSWER):
+        if text in frame:
+            return f"repeats {text[:40]!r}"
+    return "" if frame.count(instruction) == 1 else "drops, changes or repeats the instruction"
 
 
 def _behind_anchor(text: str, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:

@@ -140,7 +140,7 @@ class Search:
                 heapq.heappush(self.open, (-child_bound, child))
 
     def result(self, text: str, refusal_log_prob: float | None) -> Extraction:
-        offset, spans = self.prompt.passage.start_char, []
+        offset, spans = self.prompt.piece.start_char, []
         for log_prob, negative in sorted(self.best, reverse=True):
             start, end = self.trie.spans[-negative]
             spans.append(Span(text[start:end], offset + start, offset + end, log_prob))

@@ -52,6 +52,11 @@ class LoraSpec:
             if isinstance(pattern, str):
                 _check_regex(pattern)
 
+    def describe(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        scale = "alpha / sqrt(r)" if self.rslora else "alpha / r"
+        return f"LoRA on {targets}, r {self.rank}, alpha {self.alpha:g} (scale {scale}), dropout {self.dropout:g}"
+
     def rank_of(self, name: str) -> int:
         return _first_match(self.rank_pattern, name, self.rank)
 

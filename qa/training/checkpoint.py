@@ -5,15 +5,12 @@
                        state.json        plain JSON: counters, the state of GradScaler
                        manifest.json     the step, size and SHA-256 of each file, and its own SHA-256
 
-The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank). Everyone
-who writes a JSON file uses `write_json`.
+The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank).
 
 Two promises:
 1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that
    `save_checkpoint` returned from. All is written under a hidden name; one rename makes it a checkpoint; one
-   more turns `last` to it; only then older ones go. rename(2) is atomic for readers, but says nothing about
-   when bytes and names reach the disk: so each file is synced before its rename, and the folder after it
-   (fsync(2); Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
+   more turns `last` to it; only then older ones go (files.py says why that is safe).
 2. One changed byte in any of these files is noticed, be it a blank in the manifest or a digit in `last`.
    Loading then goes back to the newest whole checkpoint, and says so.
 """
@@ -22,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -33,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qa.errors import UserError
+from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes
 
 # step-000120, or step-000120.2 where a resumed run saved the same step again
 STEP_FOLDER = re.compile(r"step-([0-9]{6,})(?:\.([0-9]+))?")
@@ -48,58 +45,6 @@ class Checkpoint:
     state: dict[str, Any]
     folder: Path
     warnings: list[str]
-
-
-# ---- files -------------------------------------------------------------------------------------------------
-
-
-def check_out(folder: Path | str) -> None:
-    """Whether files can be written to --out: asked before anything is computed."""
-    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "may not be written" if existing.is_dir() else "is a file"
-        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`; a reader, or a crash, finds the old file or the new one, and nothing between.
-
-    Raises:
-        ValueError: NaN or infinity, which JSON does not have; the old file stays.
-    """
-    _replace_file(path, _json_bytes(value))
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits, read as a stream."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _json_bytes(value: Any) -> bytes:
-    # A lone surrogate (half of a "\ud83d\ude00" pair) has no UTF-8; backslashreplace gives its JSON escape.
-    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    return text.encode("utf-8", errors="backslashreplace")
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace works inside one file system
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---- saving ------------------------------------------------------------------------------------------------
@@ -127,16 +72,11 @@ def save_checkpoint(
     temporary.mkdir()
     for stem, named in tensors.items():
         save_file(_without_shared_storage(named), temporary / f"{stem}.safetensors")
-    (temporary / "state.json").write_bytes(_json_bytes(state))
-    for path in temporary.glob("*.safetensors"):
-        path.chmod((temporary / "state.json").stat().st_mode)  # save_file lets the owner only read them
-    manifest = _manifest(temporary, step)
-    (temporary / "manifest.json").write_bytes(manifest)
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+    (temporary / "state.json").write_bytes(json_bytes(state))
+    manifest = seal(temporary, step)
     temporary.rename(folder)
-    _sync(run)
-    _replace_file(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
+    sync(run)
+    write_bytes(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
     _delete_steps(run, step, keep)
     return folder
 
@@ -153,17 +93,6 @@ def _without_shared_storage(named: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return result
-
-
-def _manifest(folder: Path, step: int) -> bytes:
-    # Reading the files again is cheap now: their bytes are still in the page cache.
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-             for path in sorted(folder.iterdir())}
-    return _signed({"step": step, "files": files})
-
-
-def _signed(content: dict) -> bytes:
-    return _json_bytes({**content, "sha256": hashlib.sha256(_json_bytes(content)).hexdigest()})
 
 
 def _step_folders(run: Path) -> list[tuple[int, int, Path]]:
@@ -212,7 +141,7 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     except (ValueError, OSError) as error:
         warnings.append(f"{run / 'last'}: {getattr(error, 'strerror', None) or error}")
     for folder in folders:
-        damage = verify_folder(folder)
+        damage = _damages(folder)
         if not damage:
             return _read(folder, [*warnings, f"{run}: going on from {folder.name}"] if warnings else [])
         warnings += damage
@@ -228,48 +157,22 @@ def _named_by_last(run: Path, folders: list[Path]) -> Path:
     folder = run / line[1].decode()
     if folder not in folders:
         raise ValueError(f"names {folder.name}, which is not there")
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if manifest.is_file() and file_sha256(manifest) != line[2].decode():
         raise ValueError(f"does not fit {folder.name}/manifest.json: one of the two is damaged")
     return folder
 
 
-def verify_folder(folder: Path) -> list[str]:
-    """One line per damaged, missing or foreign file of a step folder; none if it is just as it was saved."""
-    manifest = _read_manifest(folder / "manifest.json")
-    if manifest is None:
-        return [f"{folder / 'manifest.json'}: missing or damaged"]
-    if folder.name.partition(".")[0] != f"step-{manifest['step']:06d}":
-        return [f"{folder / 'manifest.json'}: belongs to step {manifest['step']}"]
-    expected, damage = manifest["files"], []
-    present = {path.name for path in folder.iterdir()} - {"manifest.json"}
-    for name in sorted(present | expected.keys()):
-        path = folder / name
-        try:
-            if name not in expected:
-                damage.append(f"{path}: not in manifest.json, so no part of this checkpoint")
-            elif (num_bytes := path.stat().st_size) != expected[name]["bytes"]:
-                damage.append(f"{path}: has {num_bytes} bytes, expected {expected[name]['bytes']}")
-            elif file_sha256(path) != expected[name]["sha256"]:
-                damage.append(f"{path}: damaged, its SHA-256 is not the one in manifest.json")
-        except OSError as error:  # missing, not readable, or a failing disk
-            damage.append(f"{path}: cannot be read ({error.strerror})")
-    return damage
-
-
-def _read_manifest(path: Path) -> dict | None:
-    """The manifest, or None unless it is to the byte what `_signed` makes of its content."""
-    try:
-        raw = path.read_bytes()
-        manifest = json.loads(raw)
-        del manifest["sha256"]
-        return manifest if _signed(manifest) == raw else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _damages(folder: Path) -> list[str]:
+    """As files.py sees them; and a step's folder must be that of its step."""
+    manifest = read_manifest(folder)
+    if manifest is not None and folder.name.partition(".")[0] != f"step-{manifest['step']:06d}":
+        return [f"{folder / MANIFEST}: belongs to step {manifest['step']}"]
+    return damages(folder)
 
 
 def _read(folder: Path, warnings: list[str]) -> Checkpoint:
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest = json.loads((folder / MANIFEST).read_bytes())
     tensors = {}
     for name in manifest["files"]:
         if name.endswith(".safetensors"):

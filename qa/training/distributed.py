@@ -56,8 +56,8 @@ def start(deterministic: bool = False) -> Runtime:
     return Runtime(rank, num_ranks, device)
 
 
-def default_micro_tokens(micro_tokens: int, device: torch.device) -> int:
-    """Resolve `--micro-tokens 0`: on a CPU what its caches like, on a GPU what a small one holds."""
+def default_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
+    """Resolve `--micro-tokens`; where none is given: on a CPU what its caches like, on a GPU what a small one holds."""
     return micro_tokens or (32768 if device.type == "cuda" else 4096)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qa.options import TrainOptions
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups of the trainable parameters: matrices and embeddings decay; biases and norm weights (1-D) do not."""
@@ -30,6 +32,16 @@ def learning_rate(update: int, total_updates: int, warmup_share: float, peak: fl
     if update < warmup_updates:
         return peak * (update + 1) / warmup_updates
     return peak * (total_updates - update) / max(1, total_updates - warmup_updates)
+
+
+def advice(options: TrainOptions, typed: set[str], num_parameters: int) -> list[str]:
+    """A warning where the default learning rate does not suit a model of this size, and none was typed."""
+    usual = {"bert": (60e6, "below", "1e-4"), "lora": (700e6, "above", "2e-4")}
+    size, side, rate = usual[options.kind]
+    if "lr" in typed or options.demo or (num_parameters < size) != (side == "below"):
+        return []
+    return [f"warning: --lr {options.lr:g} is the default; for a model of {num_parameters / 1e6:,.0f} million parameters "
+            f"about {rate} is usual"]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,9 +1,10 @@
-"""The folder of a run: opened, or resumed, and stopped in good order.
+"""The folder of a run: named, opened or resumed.
 
     runs/x/options.json     what makes this run this run
     runs/x/log.jsonl        one line per event
     runs/x/step-000120/     checkpoints, and `last` (see checkpoint.py)
     runs/x/model/           the product
+    runs/x/finished.json    written at the end
 
 Used by both train scripts.
 """
@@ -11,30 +12,82 @@ Used by both train scripts.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import signal
+import platform
+import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import transformers
 
 from qa import options as qa_options
-from qa.data.squad import Example
+from qa.data.squad import Passage
 from qa.errors import UserError
-from qa.training.checkpoint import Checkpoint, check_out, load_checkpoint, write_json
-from qa.training.distributed import Runtime, barrier, sum_over_ranks
+from qa.files import check_out, write_json
+from qa.options import TrainOptions
+from qa.training.checkpoint import Checkpoint, load_checkpoint
+from qa.training.distributed import Runtime, barrier, gather_objects
+from qa.training.precision import Precision
+from qa.training.state import TrainState
+
+Options = TypeVar("Options", bound=TrainOptions)
+RUNS = Path("runs")
 
 
-def check_folder(options: Any) -> dict[str, Any] | None:
-    """Whether --out can be opened or resumed with these options: asked first, before data and model are loaded.
+def find_run(options: Options, runtime: Runtime) -> tuple[Options, dict[str, Any] | None]:
+    """Where this run is, before data and model are loaded.
 
     Returns:
-        The record of the run that is there, or None.
+        The options with `out` filled in, and the record of the run to go on with (None: a new run).
 
     Raises:
         UserError: a run is there already and --resume was not given; or none is; or it is another run; or it is damaged.
+    """
+    if options.out is None:
+        out = _newest_unfinished(options.kind) if options.resume else _new_folder(options)
+        out = gather_objects(out, runtime)[0]  # rank 0 decides
+        if out is None:
+            raise UserError(f"--resume: no unfinished run of this script under {RUNS}/; name it by --out, or start one")
+        options = replace(options, out=out)
+        if runtime.is_main:
+            print(f"{'going on with' if options.resume else 'the run is'} {out}")
+    return options, check_folder(options)
+
+
+def _new_folder(options: TrainOptions) -> str:
+    """runs/bert-bert-base-uncased-squad, with a number where that is taken."""
+    parts = [options.kind, *(Path(value).stem if Path(value).suffix in (".json", ".gguf") else Path(value).name
+                             for value in (options.model.removeprefix("pypi:"), options.train_data))]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(parts))[:150]
+    numbered = (RUNS / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return str(next(folder for folder in numbered if not folder.exists()))
+
+
+def _newest_unfinished(kind: str) -> str | None:
+    """The folder under runs/ of this script's run that was active last and has not come to its end."""
+    runs = []
+    for record in RUNS.glob("*/options.json"):
+        try:
+            is_ours = json.loads(record.read_bytes()).get("kind") == kind
+        except (OSError, ValueError, AttributeError):
+            continue
+        if is_ours and not (record.parent / "finished.json").exists():
+            active = max(path.stat().st_mtime for path in (record, record.parent / "log.jsonl") if path.exists())
+            runs.append((active, str(record.parent)))
+    return max(runs)[1] if runs else None
+
+
+def check_folder(options: TrainOptions) -> dict[str, Any] | None:
+    """Whether --out can be opened or resumed with these options.
+
+    Returns:
+        The record of the run that is there, or None.
     """
     folder = Path(options.out)
     record_path = folder / "options.json"
@@ -60,21 +113,36 @@ def check_folder(options: Any) -> dict[str, Any] | None:
     return recorded
 
 
-def open_run(options: Any, runtime: Runtime, examples: str) -> tuple[Path, Checkpoint | None]:
+def kept_precision(options: TrainOptions, recorded: dict[str, Any] | None) -> str:
+    """The number format to ask for: a resumed run keeps the one that it began with, on whatever machine.
+
+    Raises:
+        UserError: another one was typed.
+    """
+    began_with = (recorded or {}).get("resolved_precision")
+    if began_with is None:
+        return options.precision
+    if options.precision not in ("auto", began_with):
+        raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {began_with}; leave the flag "
+                        "out, or choose another --out")
+    return began_with
+
+
+def open_run(options: TrainOptions, recorded: dict[str, Any] | None, runtime: Runtime, precision: Precision,
+             examples: str) -> tuple[Path, Checkpoint | None]:
     """Create the run's folder, or load the last checkpoint of the run that is there.
 
     Args:
+        recorded: as `find_run` returned it.
         examples: their `fingerprint`, so that a changed data file is noticed.
 
     Returns:
         The folder, and the checkpoint to go on from (None: start at step 0).
 
     Raises:
-        UserError: as `check_folder`; or the examples are others.
+        UserError: the examples are others, or no checkpoint is whole.
     """
-    folder = Path(options.out)
-    record_path = folder / "options.json"
-    recorded, checkpoint = check_folder(options), None
+    folder, checkpoint = Path(options.out), None
     if recorded is not None:
         if recorded.get("examples") != examples:
             raise UserError(f"--resume: the training examples are not those of {folder}: the data or the tokenizer has "
@@ -83,41 +151,28 @@ def open_run(options: Any, runtime: Runtime, examples: str) -> tuple[Path, Check
         for line in checkpoint.warnings if checkpoint and runtime.is_main else ():
             print(f"warning: {line}", file=sys.stderr)
     barrier(runtime)  # nobody may create the record before everybody has looked for it
-    if runtime.is_main and not record_path.exists():
+    if runtime.is_main and recorded is None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record_path, {**qa_options.record(options), "examples": examples})
+        write_json(folder / "options.json", {
+            **qa_options.record(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
+            "threads": torch.get_num_threads(), "versions": versions()})
     return folder, checkpoint
 
 
-def fingerprint(examples: list[Example], tokens: np.ndarray) -> str:
+def finish_run(folder: Path, state: TrainState, runtime: Runtime) -> None:
+    """Say in the folder that the run has come to its end: `--resume` without --out passes it over."""
+    if runtime.is_main:
+        write_json(folder / "finished.json", {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "numpy": np.__version__}
+
+
+def fingerprint(passages: list[Passage], tokens: np.ndarray) -> str:
     """A SHA-256 over what the run learns from: the questions, in order, with their answers and tokens."""
-    digest = hashlib.sha256(repr([(example.id, example.answers) for example in examples]).encode())
+    questions = [(example.id, example.answers) for passage in passages for example in passage.examples]
+    digest = hashlib.sha256(repr(questions).encode("utf-8", "backslashreplace"))
     digest.update(tokens.tobytes())
     return digest.hexdigest()
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM ask for a stop; all ranks agree on it at the next step's boundary."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        signal.signal(signal.SIGINT, self._request)
-        signal.signal(signal.SIGTERM, self._request)
-
-    def release(self) -> None:
-        """After the last step: its checkpoint is written, so a stop need not wait for anything."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def _request(self, number: int, frame: Any) -> None:
-        self.requested = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
-
-
-def agree(loss_sum: torch.Tensor, stop: StopSignal, runtime: Runtime) -> tuple[float, bool]:
-    """One sum over the ranks for both: the step's loss, and whether any rank was asked to stop."""
-    numbers = torch.stack([loss_sum.double(), torch.tensor(float(stop.requested), dtype=torch.float64,
-                                                           device=loss_sum.device)])
-    loss, num_requests = sum_over_ranks(numbers, runtime).tolist()
-    return loss, num_requests > 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from qa.bert.product import save_bert
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -25,7 +26,6 @@ from transformers import (
 
 from qa import weights
 from qa.bert.model import BertSpanModel, load_bert, span_loss
-from qa.bert.product import save_bert
 from qa.bert.windows import make_windows
 from qa.data.squad import parse_squad
 from qa.errors import UserError
@@ -39,7 +39,7 @@ SIZES = dict(vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_
 @pytest.fixture
 def batch(tiny_bert_folder, small_squad) -> dict[str, torch.Tensor]:
     """8 windows of different lengths, with labels, padded."""
-    windows = make_windows(parse_squad(small_squad, "small").examples, weights.load_tokenizer(tiny_bert_folder), 64, 16)
+    windows = make_windows(parse_squad(small_squad, "small").passages, weights.load_tokenizer(tiny_bert_folder), 64, 16)
     batch = windows.batch(np.argsort(windows.lengths)[np.linspace(0, len(windows) - 1, 8).astype(int)])
     assert not batch["attention_mask"].all() and batch["start_token"].any()
     return batch

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from qa import weights
 from qa.bert.windows import NUM_SPECIAL, Windows, make_windows, question_share
-from qa.data.squad import Answer, Example, parse_squad
+from qa.data.squad import Answer, Example, Passage, parse_squad
 from qa.errors import UserError
 
 WORDS = ("the bridge Calford opened in 1846 painters-and town's Élise Tordale 東京 naïve [SEP] x\u0301 \x07 U.S. 3,000 "
@@ -40,20 +40,32 @@ def random_text(rng: random.Random, num_words: int) -> str:
     return rng.choice(["", " ", "\r\n "]) + "".join(rng.choice(WORDS) + rng.choice(BLANKS) for _ in range(num_words))
 
 
-def random_examples(seed: int, num_passages: int, longest: int) -> list[Example]:
+def random_passages(seed: int, num_passages: int, longest: int) -> list[Passage]:
     """Passages with 1 to 4 questions each; any characters may be the answer, and a fifth has none."""
     rng = random.Random(seed)
-    examples = []
+    passages = []
     for passage in range(num_passages):
-        context = random_text(rng, rng.randint(1, longest))
+        context, examples = random_text(rng, rng.randint(1, longest)), []
         for number in range(rng.randint(1, 4)):
             answers = ()
             if rng.random() < 0.8:
                 start = rng.randrange(len(context))
                 answers = (Answer(context[start:start + rng.randint(1, 25)], start),)
             question = random_text(rng, rng.randint(0, 5))
-            examples.append(Example(f"{passage}-{number}", "title", context, question, answers, (), not answers, True))
-    return examples
+            examples.append(Example(f"{passage}-{number}", question, answers, (), not answers, True))
+        passages.append(Passage("title", context, examples))
+    return passages
+
+
+def passage_about(context: str, *questions: str, answer: Answer | None = None) -> Passage:
+    """With questions named 0, 1, ... that all have this answer."""
+    answers = (answer,) if answer else ()
+    return Passage("title", context, [Example(str(number), question, answers, (), False, True)
+                                      for number, question in enumerate(questions)])
+
+
+def with_contexts(passages: list[Passage]) -> list[tuple[Example, str]]:
+    return [(example, passage.text) for passage in passages for example in passage.examples]
 
 
 def rows_of(windows: Windows, index: int) -> np.ndarray:
@@ -70,15 +82,15 @@ def offsets_of(windows: Windows, row: int) -> np.ndarray:
 
 @pytest.mark.parametrize("max_length, overlap", [(24, 0), (32, 7), (40, 1), (64, 32), (128, 63)])
 def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, tokenizer, reference):
-    examples = random_examples(max_length, num_passages=15, longest=80)
-    windows = make_windows(examples, tokenizer, max_length, overlap)
+    passages = random_passages(max_length, num_passages=15, longest=80)
+    windows = make_windows(passages, tokenizer, max_length, overlap)
     assert windows.question.tolist() == sorted(windows.question.tolist())
     num_compared = 0
-    for index, example in enumerate(examples):
+    for index, (example, context) in enumerate(with_contexts(passages)):
         rows = rows_of(windows, index)
         if len(reference(example.question, add_special_tokens=False)["input_ids"]) > question_share(max_length, overlap):
             continue  # transformers would cut the passage to nothing, or fail
-        expected = reference(example.question, example.context, truncation="only_second", max_length=max_length,
+        expected = reference(example.question, context, truncation="only_second", max_length=max_length,
                              stride=overlap, return_overflowing_tokens=True, return_offsets_mapping=True)
         assert len(rows) == len(expected["input_ids"]), example
         batch = windows.batch(rows)
@@ -102,10 +114,10 @@ def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, toke
 @pytest.mark.parametrize("max_length, overlap", [(24, 0), (32, 7), (50, 20), (128, 63)])
 def test_window_labels_recover_answer_text(max_length, overlap, tokenizer):
     """The labels are the tokens that have a character of the answer; null unless all of them are in the window."""
-    examples = random_examples(1000 + max_length, num_passages=60, longest=80)
-    windows = make_windows(examples, tokenizer, max_length, overlap)
+    passages = random_passages(1000 + max_length, num_passages=60, longest=80)
+    windows = make_windows(passages, tokenizer, max_length, overlap)
     num_labelled = num_null = 0
-    for index, example in enumerate(examples):
+    for index, (example, context) in enumerate(with_contexts(passages)):
         every_token = {tuple(pair) for row in rows_of(windows, index) for pair in offsets_of(windows, row).tolist()}
         answer = example.answers[0] if example.answers else Answer("", 0)
         wanted = {(s, e) for s, e in every_token if s < answer.end_char and e > answer.start_char}
@@ -114,7 +126,7 @@ def test_window_labels_recover_answer_text(max_length, overlap, tokenizer):
             start, end = int(windows.start_token[row]), int(windows.end_token[row])
             if wanted and wanted <= set(offsets):
                 assert set(offsets[start:end + 1]) == wanted
-                text = example.context[offsets[start][0]:offsets[end][1]]
+                text = context[offsets[start][0]:offsets[end][1]]
                 assert answer.text.strip(DROPPED) in text
                 num_labelled += 1
             else:
@@ -126,8 +138,7 @@ def test_window_labels_recover_answer_text(max_length, overlap, tokenizer):
 def test_an_answer_cut_by_a_window_is_labelled_in_the_window_that_holds_it_whole(tokenizer):
     context = "the bridge opened in 1846 the bridge opened in 1846"
     answer = Answer("opened in 1846", context.index("opened"))
-    example = Example("q", "t", context, "the", (answer,), (), False, True)
-    windows = make_windows([example], tokenizer, 12, 4)
+    windows = make_windows([passage_about(context, "the", answer=answer)], tokenizer, 12, 4)
     found = []
     for row in range(len(windows)):
         offsets = offsets_of(windows, row)
@@ -140,32 +151,29 @@ def test_an_answer_cut_by_a_window_is_labelled_in_the_window_that_holds_it_whole
 
 
 def test_token_that_is_longer_than_the_answer_is_the_nearest_label(tokenizer):
-    example = Example("q", "t", "opened 1846", "the", (Answer("open", 0),), (), False, True)
-    windows = make_windows([example], tokenizer, 32, 4)
+    windows = make_windows([passage_about("opened 1846", "the", answer=Answer("open", 0))], tokenizer, 32, 4)
     start, end = offsets_of(windows, 0)[[windows.start_token[0], windows.end_token[0]]]
     assert start[0] == 0 and end[1] >= 4
 
 
 def test_answer_of_dropped_characters_is_labelled_absent_and_counted(tokenizer):
     context = "the \x07\x07 bridge"
-    example = Example("odd", "t", context, "the", (Answer("\x07\x07", 4),), (), False, True)
-    windows = make_windows([example], tokenizer, 32, 4)
+    windows = make_windows([passage_about(context, "the", answer=Answer("\x07\x07", 4))], tokenizer, 32, 4)
     assert windows.start_token.tolist() == windows.end_token.tolist() == [0]
     assert list(windows.summary.problems.items()) == [
-        ("answer made of characters that the tokenizer drops, labelled as absent", (1, "odd"))]
+        ("answer made of characters that the tokenizer drops, labelled as absent", (1, "0"))]
 
 
 def test_long_question_is_truncated_and_counted(tokenizer, reference):
     question = "when was the bridge opened in Tordale " * 5
     ids = reference(question, add_special_tokens=False)["input_ids"]
     context = "the bridge opened in 1846 " * 30
-    examples = [Example(name, "t", context, text, (Answer("1846", 21),), (), False, True)
-                for name, text in (("short", "when?"), ("long", question), ("longer", question * 2))]
+    passages = [passage_about(context, "when?", question, question * 2, answer=Answer("1846", 21))]
     for max_length, overlap in ((32, 8), (32, 25), (128, 32)):
         share = question_share(max_length, overlap)
-        windows = make_windows(examples, tokenizer, max_length, overlap)
+        windows = make_windows(passages, tokenizer, max_length, overlap)
         problem = f"question longer than {share} tokens, truncated"
-        expected = {problem: (2, "long")} if len(ids) > share else {problem: (1, "longer")}
+        expected = {problem: (2, "1")} if len(ids) > share else {problem: (1, "2")}
         assert windows.summary.problems == expected
         assert windows.lengths.max() == max_length
         for row in rows_of(windows, 1):
@@ -177,18 +185,18 @@ def test_long_question_is_truncated_and_counted(tokenizer, reference):
 def test_every_overlap_is_used_or_refused_with_one_that_works(tokenizer):
     """Whatever the question's length, windows advance, share exactly `overlap` tokens, and cover the passage."""
     context, question = "the bridge opened in 1846 " * 8, "when was it opened " * 9
-    examples = [Example("q", "t", context, text, (), (), False, True) for text in (question, "when", "")]
+    passages = [passage_about(context, question, "when", "")]
     num_tokens = len(tokenizer.backend_tokenizer.encode(context, add_special_tokens=False).ids)
     for max_length in (8, 9, 16, 31):
         for overlap in range(max_length + 2):
             try:
-                windows = make_windows(examples, tokenizer, max_length, overlap)
+                windows = make_windows(passages, tokenizer, max_length, overlap)
             except UserError as error:
                 assert overlap >= max_length - NUM_SPECIAL - 1  # no room for one question token and one new passage token
                 assert f"--overlap {overlap}" in str(error) and "\n" not in str(error)
                 question_share(max_length, int(str(error).split()[-1]))  # the overlap that the message advises
                 continue
-            for index in range(len(examples)):
+            for index in range(3):
                 sizes = np.diff(windows.passage[rows_of(windows, index)])[:, 0]
                 assert sizes.sum() - overlap * (len(sizes) - 1) == num_tokens
                 assert (sizes[:-1] == sizes.max()).all() and windows.lengths.max() <= max_length
@@ -197,9 +205,8 @@ def test_every_overlap_is_used_or_refused_with_one_that_works(tokenizer):
 
 @pytest.mark.parametrize("context", ["", " ", "\r\n", "\x07"])
 def test_passage_without_tokens_gives_one_window_without_passage(context, tokenizer):
-    examples = [Example("a", "t", context, "when", (), (), False, False),
-                Example("b", "t", "the bridge", "when", (), (), False, False)]
-    windows = make_windows(examples, tokenizer, 32, 4)
+    passages = [passage_about(context, "when"), passage_about("the bridge", "when")]
+    windows = make_windows(passages, tokenizer, 32, 4)
     assert windows.question.tolist() == [0, 1]
     first, past = windows.passage[0]
     assert first == past == windows.lengths[0] - 1
@@ -211,18 +218,18 @@ def test_passage_without_tokens_gives_one_window_without_passage(context, tokeni
 
 def test_sharing_a_passage_changes_nothing(tokenizer):
     """Tokenised once for its questions, or once for each of them: the same windows."""
-    examples = random_examples(7, num_passages=30, longest=60)
-    copies = [dataclasses.replace(example, context="".join([*example.context])) for example in examples]
-    shared, separate = make_windows(examples, tokenizer, 40, 10), make_windows(copies, tokenizer, 40, 10)
+    passages = random_passages(7, num_passages=30, longest=60)
+    copies = [Passage("title", context, [example]) for example, context in with_contexts(passages)]
+    shared, separate = make_windows(passages, tokenizer, 40, 10), make_windows(copies, tokenizer, 40, 10)
     for field in dataclasses.fields(Windows):
         assert np.array_equal(getattr(shared, field.name), getattr(separate, field.name)), field.name
 
 
 def test_passages_are_tokenised_in_chunks_without_a_trace(tokenizer, monkeypatch):
-    examples = random_examples(8, num_passages=30, longest=20)
-    whole = make_windows(examples, tokenizer, 40, 10)
+    passages = random_passages(8, num_passages=30, longest=20)
+    whole = make_windows(passages, tokenizer, 40, 10)
     monkeypatch.setattr("qa.bert.windows.CHUNK", 7)
-    chunked = make_windows(examples, tokenizer, 40, 10)
+    chunked = make_windows(passages, tokenizer, 40, 10)
     for field in dataclasses.fields(Windows):
         assert np.array_equal(getattr(whole, field.name), getattr(chunked, field.name)), field.name
 
@@ -237,8 +244,8 @@ def test_truncation_and_padding_of_a_tokenizer_file_do_not_cut(tiny_bert_folder,
                           "pad_type_id": 0, "pad_token": "[PAD]"}
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     assert len(AutoTokenizer.from_pretrained(folder).backend_tokenizer.encode("the " * 30).ids) == 12  # it does cut
-    examples = random_examples(9, num_passages=10, longest=60)
-    expected, found = (make_windows(examples, each, 64, 16) for each in (tokenizer, weights.load_tokenizer(folder)))
+    passages = random_passages(9, num_passages=10, longest=60)
+    expected, found = (make_windows(passages, each, 64, 16) for each in (tokenizer, weights.load_tokenizer(folder)))
     assert np.array_equal(found.tokens, expected.tokens) and np.array_equal(found.offsets, expected.offsets)
     saved = tmp_path / "saved"
     weights.load_tokenizer(folder).save_pretrained(saved)
@@ -247,8 +254,8 @@ def test_truncation_and_padding_of_a_tokenizer_file_do_not_cut(tiny_bert_folder,
 
 
 def test_batch_takes_rows_in_any_order_and_pads_to_the_longest_of_them(small_squad, tokenizer):
-    examples = parse_squad(small_squad, "small").examples
-    windows = make_windows(examples, tokenizer, 64, 16)
+    passages = parse_squad(small_squad, "small").passages
+    windows = make_windows(passages, tokenizer, 64, 16)
     rows = np.array([5, 0, 17, 5])
     batch = windows.batch(rows)
     longest = windows.lengths[rows].max()

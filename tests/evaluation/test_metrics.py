@@ -28,7 +28,7 @@ TEXTS = ["", "the", "A.", "cat", "Cat", "the cat", "cat sat", "cat cat sat", "sa
 
 
 def make_example(question_id: str, *golds: str) -> Example:
-    return Example(question_id, "title", "context", "question?", (), golds, not golds, True)
+    return Example(question_id, "question?", (), golds, not golds, True)
 
 
 # A second derivation of the rules, character by character and without multisets.

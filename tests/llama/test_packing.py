@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.llama.attention import Layout, attention, use_packed_attention, visible
-from qa.llama.encode import Passage, Prompt
+from qa.llama.encode import Piece, Prompt
 from qa.llama.packing import AnswerLoss, Row, collate, micro_batches
 
 PREFIX = [5, 6, 7]
@@ -25,9 +25,9 @@ def random_prompts(seed, num_passages=3, max_questions=4, vocab_size=384):
 
     prompts = []
     for _ in range(num_passages):
-        passage = Passage(ids(3, 20), 0, 0)
+        piece = Piece(ids(3, 20), "", 0)
         for _ in range(rng.randint(1, max_questions)):
-            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", passage, ids(2, 8), [*ids(0, 4), 1]))
+            prompts.append(Prompt(len(prompts), f"q{len(prompts)}", piece, ids(2, 8), [*ids(0, 4), 1]))
     return prompts
 
 
@@ -35,7 +35,7 @@ def loss_of_separate_rows(model, prompts):
     """The independent computation: every question alone, causal, all logits, positions and mask by transformers."""
     total = 0.0
     for prompt in prompts:
-        ids = PREFIX + prompt.passage.ids + prompt.question_ids + prompt.answer_ids
+        ids = PREFIX + prompt.piece.ids + prompt.question_ids + prompt.answer_ids
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]  # [L, V]
         begin = len(ids) - len(prompt.answer_ids)
         total = total + cross_entropy(logits[begin - 1 : -1], torch.tensor(ids[begin:]), reduction="sum")
@@ -132,7 +132,7 @@ def test_layout_matches_brute_force(prefix_is_cached):
         assert batch.prompts == [prompt for row in rows for prompt in row.prompts]
         tokens, predicted = [], []
         for i, row in enumerate(rows):
-            whole = PREFIX + row.passage.ids
+            whole = PREFIX + row.piece.ids
             tokens += [(i, 0, place, token) for place, token in enumerate(whole)][len(PREFIX) * prefix_is_cached :]
             for segment, prompt in enumerate(row.prompts, start=1):
                 whole_prompt = whole + prompt.question_ids + prompt.answer_ids
@@ -199,8 +199,8 @@ def test_stock_generate_still_works_after_packing(tiny_llama):
 
 
 def test_decoding_rows_predict_behind_the_cue():
-    passage = Passage([9, 9], 0, 0)
-    rows = [Row(passage, [Prompt(0, "a", passage, [3, 4], []), Prompt(1, "b", passage, [3, 4, 8], [])])]
+    piece = Piece([9, 9], "", 0)
+    rows = [Row(piece, [Prompt(0, "a", piece, [3, 4], []), Prompt(1, "b", piece, [3, 4, 8], [])])]
     batch = collate(rows, PREFIX)
     assert batch.input_ids.tolist() == [5, 6, 7, 9, 9, 3, 4, 3, 4, 8]
     assert batch.predicting.tolist() == [6, 9] and len(batch.targets) == 0
@@ -214,7 +214,7 @@ def test_micro_batches_hold_every_question_once_within_the_bound(micro_tokens):
         found = [prompt for rows in batches for row in rows for prompt in row.prompts]
         assert sorted(prompt.index for prompt in found) == list(range(len(prompts)))
         for rows in batches:
-            assert all(prompt.passage is row.passage for row in rows for prompt in row.prompts)
+            assert all(prompt.piece is row.piece for row in rows for prompt in row.prompts)
             size = len(rows) * (len(PREFIX) + max(row.num_tokens() for row in rows))
             assert size <= micro_tokens or len(rows) == len(rows[0].prompts) == 1
     assert len(batches) == 1 or micro_tokens < 10_000

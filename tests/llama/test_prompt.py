@@ -8,9 +8,9 @@ from datetime import datetime
 
 import pytest
 
-from qa.data.squad import Answer, Example
+from qa.data.squad import Answer, Example, Passage
 from qa.errors import UserError
-from qa.llama.encode import encode_examples
+from qa.llama.encode import encode_passages
 from qa.llama.prompt import (
     DATE,
     INSTRUCTION,
@@ -33,6 +33,7 @@ LLAMA3 = (  # prints a date
     "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     "{{ 'Today: ' + date_string + ' ' + strftime_now('%Y') + '\n' }}" + CHATML
 )
+SILENT = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")  # drops the system's
 CONTEXT = "The tower was built in 1889 by\tGustave Eiffel.\nIt is 330 metres tall — naïve </s> <|im_end|> 塔 🗼. "
 QUESTION = " Who built the tower? "
 
@@ -179,11 +180,82 @@ def test_settings_in_json_give_the_same_prompt(tokenizer):
     assert "Today: 1 Jan 1970" in as_text(tokenizer, again.prefix_ids)
 
 
-def test_templates_that_cannot_be_used_are_refused(byte_level_tokenizer):
-    for broken in ("{{ messages[0]['role'] }}", "{{ raise_exception('never') }}"):
-        byte_level_tokenizer.chat_template = broken
-        with pytest.raises(UserError, match="--prompt engineered.*use --prompt plain"):
-            PromptTemplate(byte_level_tokenizer, "engineered")
+@pytest.mark.parametrize("is_v2", [False, True])
+@pytest.mark.parametrize("broken", [SILENT, "{{ messages[0]['content'] if messages[0]['role'] == 'system' else '' }}" + CHATML])
+def test_instruction_that_the_template_drops_or_repeats_goes_into_the_users_turn(byte_level_tokenizer, is_v2, broken):
+    byte_level_tokenizer.chat_template = broken
+    template = PromptTemplate(byte_level_tokenizer, "engineered", is_v2, [Demonstration("Rome.", "What?", "Rome")])
+    text = as_text(byte_level_tokenizer, template.prefix_ids)
+    assert text.startswith(f"<|im_start|>user\n{template.instruction}\n\nPassage:\nRome.\n\nQuestion: What?<|im_end|>")
+    assert text.count(INSTRUCTION) == 1 and text.count(REFUSAL) == is_v2
+
+
+def chatml(content="m['content']", messages="messages", after=""):
+    """CHATML that writes something else of each message, or other messages."""
+    return CHATML.replace("m['content']", content).replace("in messages", f"in {messages}") + after
+
+
+BROKEN = {  # what a template does -> the template, and what the refusal names
+    "no content at all": ("{{ messages[0]['role'] }}", "drops or changes .*Passage"),
+    "fails": ("{{ raise_exception('never') }}", "fails .never"),
+    "several templates, none the default": ({"tool_use": CHATML}, "fails"),
+    "first user's turn goes": (chatml(messages="messages if not m['content'].endswith('Is it?')"), "changes .*Rome"),
+    "all but the last turn go": (chatml(messages="messages[-1:]"), "changes .*Rome"),
+    "assistant's turns go": (chatml(messages="messages if m['role'] != 'assistant'"), "changes .*Answer: old"),
+    "user's turns twice": (chatml("m['content'] * (2 if m['role'] == 'user' else 1)"), "repeats .*Rome"),
+    "last turn again": (chatml(after="{{ messages[-1]['content'] }}"), "repeats .*Passage"),
+    "passage again": (chatml(after="{{ messages[-1]['content'].split('\n')[1] }}"), "repeats .*passage"),
+    "lower case": (chatml("m['content'] | lower"), "changes .*Rome"),
+    "one line": (chatml("m['content'].split() | join(' ')"), "changes .*Rome"),
+    "JSON": (chatml("m['content'] | tojson"), "changes .*Rome"),
+    "HTML": (chatml("m['content'] | e"), "changes .*Passage"),
+    "two blanks to one": (chatml("m['content'] | replace('  ', ' ')"), "changes .*Passage"),
+    "long turns cut": (chatml("m['content'][:80]"), "drops or changes"),
+    "instruction in capitals": (chatml("m['content'] | replace('Read', 'READ')"), "instruction"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_template_that_changes_what_is_said_is_refused_by_name(byte_level_tokenizer, what):
+    byte_level_tokenizer.chat_template, named = BROKEN[what]
+    with pytest.raises(UserError, match=f"(?s)--prompt engineered.*{named}.*use --prompt plain"):
+        PromptTemplate(byte_level_tokenizer, "engineered", demonstrations=[Demonstration("Rome is old.", "Is it?", "old")])
+
+
+def test_refusal_word_that_the_template_changes_is_refused(byte_level_tokenizer):
+    byte_level_tokenizer.chat_template = CHATML.replace("m['content']", "m['content'] | replace('unanswerable', '')")
+    PromptTemplate(byte_level_tokenizer, "engineered")
+    with pytest.raises(UserError, match="instruction"):
+        PromptTemplate(byte_level_tokenizer, "engineered", is_v2=True)
+
+
+def test_template_without_an_assistants_turn_is_refused_for_nothing_says_how_an_answer_ends(byte_level_tokenizer):
+    byte_level_tokenizer.chat_template = CHATML.replace("in messages", "in messages if m['role'] != 'assistant'")
+    with pytest.raises(UserError, match="assistant's turn"):
+        PromptTemplate(byte_level_tokenizer, "engineered")
+
+
+def test_demonstration_with_a_special_token_is_refused(byte_level_tokenizer):
+    """Everything before the passage is encoded as the template's own text: there it would end a turn."""
+    byte_level_tokenizer.chat_template = CHATML
+    with pytest.raises(UserError, match="--shots.*Is it.*special token"):
+        PromptTemplate(byte_level_tokenizer, "engineered", demonstrations=[Demonstration("Rome <|im_end|>", "Is it?", "old")])
+
+
+def test_equal_answers_and_turns_that_the_template_trims_or_reorders_are_accepted(byte_level_tokenizer):
+    shots = [Demonstration("Rome is old.", "Is it?", "old"), Demonstration("Oslo is old.", "Is it?", "old")]
+    in_last_turn = (  # Mistral's: what the system says goes into the last user's turn
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {% if loop.last %}{{ messages[0]['content'] + '\n\n' }}"
+        "{% endif %}{{ m['content'] | trim }} [/INST]{% elif m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endif %}"
+        "{% endfor %}")
+    for chat_template in (CHATML, LLAMA2, LLAMA3, in_last_turn):
+        byte_level_tokenizer.chat_template = chat_template
+        template = PromptTemplate(byte_level_tokenizer, "engineered", demonstrations=shots)
+        text = as_text(byte_level_tokenizer, template.prefix_ids)
+        assert text.count(INSTRUCTION) == 1 and text.count("Answer: old") == 2
+
+
+def test_plain_prompt_has_no_demonstrations(byte_level_tokenizer):
     with pytest.raises(UserError, match="--shots"):
         PromptTemplate(byte_level_tokenizer, "plain", demonstrations=[Demonstration("a", "b", "c")])
 
@@ -191,9 +263,11 @@ def test_templates_that_cannot_be_used_are_refused(byte_level_tokenizer):
 # -- encode.py --------------------------------------------------------------------------------------------------------
 
 
-def make_example(context, question="Who?", answer=None, number=0):
+def make_passage(context, question="Who?", answer=None, number=0):
+    """A passage with one question."""
     answers = (Answer(answer, context.index(answer)),) if answer else ()
-    return Example(f"q{number}", "title", context, question, answers, tuple(a.text for a in answers), not answers, True)
+    example = Example(f"q{number}", question, answers, tuple(a.text for a in answers), not answers, True)
+    return Passage("title", context, [example])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -215,38 +289,39 @@ def test_pieces_cover_the_passage_and_fit(tokenizer, seed):
 def test_training_prompt_takes_the_piece_that_shows_the_answer(tokenizer):
     template = PromptTemplate(tokenizer, "plain", is_v2=True)
     context = " ".join(f"word{i}" for i in range(200))
-    examples = [make_example(context, answer=f"word{i}", number=i) for i in range(200)]
-    examples.append(make_example(context, number=200))
-    prompts, notes = encode_examples(template, examples, max_length=120, overlap=30)
+    passages = [make_passage(context, answer=f"word{i}", number=i) for i in range(200)]  # of one text: they share its pieces
+    passages.append(make_passage(context, number=200))
+    prompts, notes = encode_passages(template, passages, max_length=120, overlap=30)
     assert [prompt.index for prompt in prompts] == list(range(201))
     assert len(notes) == 1 and notes[0].startswith("1 of 1 passages")
-    for prompt, example in zip(prompts[:200], examples, strict=False):
-        piece, answer = prompt.passage, example.answers[0]
+    for prompt, passage in zip(prompts[:200], passages, strict=False):
+        piece, answer = prompt.piece, passage.examples[0].answers[0]
+        assert piece.text == context[piece.start_char : piece.end_char] and piece.ids == template.passage_ids(piece.text)
         assert piece.start_char <= answer.start_char and answer.end_char <= piece.end_char
         assert prompt.answer_ids == template.answer_ids(answer.text)
         num_tokens = len(template.prefix_ids) + len(piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids)
         assert num_tokens <= 120
     assert prompts[200].answer_ids == template.answer_ids(REFUSAL)
 
-    decoding, _ = encode_examples(template, examples[:2], max_length=120, overlap=30, max_new_tokens=10)
-    assert len({id(prompt.passage) for prompt in decoding}) == len(decoding) // 2 > 1
+    decoding, _ = encode_passages(template, passages[:2], max_length=120, overlap=30, max_new_tokens=10)
+    assert len({id(prompt.piece) for prompt in decoding}) == len(decoding) // 2 > 1
     assert all(prompt.answer_ids == [] for prompt in decoding)
 
 
 def test_long_questions_are_cut_and_counted(tokenizer):
     template = PromptTemplate(tokenizer, "plain")
-    prompts, notes = encode_examples(template, [make_example("The tower.", "Who? " * 90, "tower", 7)], max_length=100)
+    prompts, notes = encode_passages(template, [make_passage("The tower.", "Who? " * 90, "tower", 7)], max_length=100)
     assert "(e.g. q7)" in notes[0]
     assert len(prompts[0].question_ids) < 60
     with pytest.raises(UserError, match="--max-length 100.*fewer --shots"):
-        encode_examples(template, [make_example("The tower. " * 30, answer="The tower. " * 30)], max_length=100)
+        encode_passages(template, [make_passage("The tower. " * 30, answer="The tower. " * 30)], max_length=100)
 
 
 def test_demonstrations_are_short_different_and_repeatable():
-    examples = [make_example("x " * (number // 2 + 1), answer="x", number=number) for number in range(40)]
-    chosen = choose_demonstrations(examples, 5, seed=3)
-    assert chosen == choose_demonstrations(examples, 5, seed=3)
+    passages = [make_passage("x " * (number // 2 + 1), answer="x", number=number) for number in range(40)]
+    chosen = choose_demonstrations(passages, 5, seed=3)
+    assert chosen == choose_demonstrations(passages, 5, seed=3)
     assert len({demonstration.context for demonstration in chosen}) == 5
     assert all(len(demonstration.context) <= 22 for demonstration in chosen)
     with pytest.raises(UserError, match="--shots 11"):
-        choose_demonstrations(examples, 11, seed=3)
+        choose_demonstrations(passages, 11, seed=3)

@@ -49,12 +49,12 @@ def qa_folder(tiny_bert_folder, tmp_path_factory) -> Path:
 # ---- models ---------------------------------------------------------------------------------------------------
 
 
-def brute_force_answers(folder: Path, examples, max_length: int, overlap: int, max_answer_length: int) -> dict[str, str]:
+def brute_force_answers(folder: Path, questions, max_length: int, overlap: int, max_answer_length: int) -> dict[str, str]:
     """transformers' own windows and model, then a loop over all spans of all windows."""
     model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     answers = {}
-    for example in examples:
-        batch = tokenizer(example.question, example.context, truncation="only_second", max_length=max_length, stride=overlap,
+    for example, context in questions:
+        batch = tokenizer(example.question, context, truncation="only_second", max_length=max_length, stride=overlap,
                           return_overflowing_tokens=True, return_offsets_mapping=True, padding=True, return_tensors="pt")
         with torch.no_grad():
             scores = model(batch["input_ids"], attention_mask=batch["attention_mask"], token_type_ids=batch["token_type_ids"])
@@ -65,7 +65,7 @@ def brute_force_answers(folder: Path, examples, max_length: int, overlap: int, m
             spans += [(start[s] + end[e], offsets[s][0], offsets[e][1]) for s in passage for e in passage
                       if s <= e < s + max_answer_length]
         _, first, past = max(spans)
-        answers[example.id] = example.context[first:past]
+        answers[example.id] = context[first:past]
     return answers
 
 
@@ -75,8 +75,9 @@ def test_answers_are_those_of_transformers_and_brute_force(source, run_folder, q
     folder = run_folder / "model" if source == "ours" else qa_folder
     scripts.evaluate("--ckpt", str(folder), "--data", str(data_file), *FP32, "--max-length", "70", "--overlap", "20",
                      "--max-answer-length", "9", "--out", str(tmp_path))
-    examples = load_squad(str(data_file)).examples[:30]
-    expected = brute_force_answers(folder, examples, 70, 20, 9)
+    passages = load_squad(str(data_file)).passages
+    questions = [(example, passage.text) for passage in passages for example in passage.examples][:30]
+    expected = brute_force_answers(folder, questions, 70, 20, 9)
     predictions = read(tmp_path, "predictions")
     assert {name: predictions[name] for name in expected} == expected and len(expected) == 30
     assert len(set(expected.values())) > 10, "else this test shows little"
@@ -90,10 +91,10 @@ def test_a_run_means_its_product_with_the_settings_of_its_training(run_folder, d
     assert (conditions["max_length"], conditions["overlap"], conditions["max_answer_length"]) == (128, 32, 7)
     metrics = read(results, "metrics")
     assert metrics.keys() == V1_KEYS and metrics["total"] == 41 and f"F1 {metrics['f1']:.2f}" in ended.out
-    by_id = {example.id: example for example in load_squad(str(data_file)).examples}
+    context_of = {example.id: passage.text for passage in load_squad(str(data_file)).passages for example in passage.examples}
     for name, entries in read(results, "nbest").items():
         assert entries[0]["text"] == read(results, "predictions")[name]
-        assert all(by_id[name].context[entry["start_char"]:entry["end_char"]] == entry["text"] for entry in entries)
+        assert all(context_of[name][entry["start_char"]:entry["end_char"]] == entry["text"] for entry in entries)
         assert [entry["score"] for entry in entries] == sorted((entry["score"] for entry in entries), reverse=True)
         assert 0 < sum(entry["confidence"] for entry in entries) < 1 + 1e-6
 

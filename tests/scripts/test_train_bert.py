@@ -85,8 +85,8 @@ def longest_windows(lengths: np.ndarray, seed: int) -> list[int]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_run, data_file, tiny_bert_folder, tmp_path):
     """The embedding of one position is NaN; no window of the first two steps is so long."""
-    examples = load_squad(str(data_file)).examples
-    windows = make_windows(examples, load_tokenizer(tiny_bert_folder), 128, 32)
+    data = load_squad(str(data_file))
+    windows = make_windows(data.passages, load_tokenizer(tiny_bert_folder), 128, 32)
     seed = next(seed for seed in range(99) if np.argmax(longest_windows(windows.lengths, seed)) == 2)
     base = shutil.copytree(tiny_bert_folder, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
@@ -96,7 +96,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
     ended = scripts.train(tmp_path / "run", "--model", str(base), "--save-every", "1", "--seed", str(seed), ranks=ranks,
                           status=1)
     questions = windows.question[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
-    ids = ", ".join(examples[question].id for question in sorted(set(questions.tolist())))
+    ids = ", ".join(data.examples[question].id for question in sorted(set(questions.tolist())))
     assert ended.last_line.startswith("stopped before the update of step 3: loss nan")
     assert f"questions {ids};" in ended.last_line
     assert "Traceback" not in ended.err
@@ -132,7 +132,7 @@ def test_product_is_the_best_on_held_out_articles(scripts, read_run, data_v2_fil
     assert settings["na_threshold"] == best["na_threshold"] and settings["step"] == best["step"] and settings["is_v2"]
 
     document = json.loads(data_v2_file.read_text())
-    held_out = {example.title for example in hold_out_articles(load_squad(str(data_v2_file)).examples, 0.3, seed=0)[1]}
+    held_out = {passage.title for passage in hold_out_articles(load_squad(str(data_v2_file)).passages, 0.3, seed=0)[1]}
     document["data"] = [article for article in document["data"] if article["title"] in held_out]
     (tmp_path / "held-out.json").write_text(json.dumps(document))
     scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")

@@ -15,7 +15,7 @@ from qa.data.batches import passage_plan
 from qa.data.splits import hold_out_articles
 from qa.data.squad import load_squad
 from qa.llama.adapter import load_adapter, read_adapter
-from qa.llama.encode import encode_examples, passages_and_lengths
+from qa.llama.encode import encode_passages, passages_and_lengths
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
@@ -77,7 +77,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(llama_scripts, tiny_lla
     ended = llama_scripts.train(tmp_path / "run", "--model", str(base), ranks=2, status=1)
 
     _, tokenizer = load_llama(tiny_llama_folder)
-    prompts, _ = encode_examples(PromptTemplate(tokenizer), load_squad(str(data_file)).examples, 256)
+    prompts, _ = encode_passages(PromptTemplate(tokenizer), load_squad(str(data_file)).passages, 256)
     first_step = passage_plan(*passages_and_lengths(prompts), 13, seed=0, epoch=0)[0]
     assert ended.last_line.startswith("stopped before the update of step 1: loss nan")
     assert f"questions {', '.join(prompts[index].id for index in first_step)};" in ended.last_line
@@ -177,7 +177,7 @@ def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_
     assert settings["na_threshold"] == best["na_threshold"] and settings["step"] == best["step"] and settings["is_v2"]
 
     document = json.loads(data_v2_file.read_text())
-    held_out = {example.title for example in hold_out_articles(load_squad(str(data_v2_file)).examples, 0.3, seed=0)[1]}
+    held_out = {passage.title for passage in hold_out_articles(load_squad(str(data_v2_file)).passages, 0.3, seed=0)[1]}
     document["data"] = [article for article in document["data"] if article["title"] in held_out]
     (tmp_path / "held-out.json").write_text(json.dumps(document))
     llama_scripts.evaluate("--ckpt", str(out), "--data", str(tmp_path / "held-out.json"), "--precision", "fp32")

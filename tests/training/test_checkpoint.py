@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import qa.files as files_module
 import qa.training.checkpoint as checkpoint_module
 from qa.errors import UserError
-from qa.training.checkpoint import file_sha256, load_checkpoint, save_checkpoint, verify_folder, write_json
+from qa.files import damages, file_sha256, write_json
+from qa.training.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -190,8 +192,9 @@ def test_two_runs_never_mix(tmp_path):
     shutil.copy(tmp_path / "a/step-000001/model.safetensors", tmp_path / "b/step-000003/model.safetensors")
     assert_holds(load_checkpoint(tmp_path / "b"), 2)
     shutil.copytree(tmp_path / "a/step-000001", tmp_path / "a/step-000009")
-    assert verify_folder(tmp_path / "a/step-000009") == [
-        f"{tmp_path / 'a/step-000009/manifest.json'}: belongs to step 1"]
+    (tmp_path / "a/last").unlink()
+    checkpoint = load_checkpoint(tmp_path / "a")
+    assert checkpoint.step == 1 and f"{tmp_path / 'a/step-000009/manifest.json'}: belongs to step 1" in checkpoint.warnings
 
 
 # ---- damage ----------------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ def test_every_byte_of_the_manifest_and_of_last_counts(run):
     for position in range(manifest.stat().st_size):
         mask = (0x01, 0x03, 0x20, 0x80)[position % 4]
         flip(manifest, position, mask)
-        assert verify_folder(manifest.parent) == [f"{manifest}: missing or damaged"], position
+        assert damages(manifest.parent) == [f"{manifest}: missing or damaged"], position
         flip(manifest, position, mask)
     for position in range((run / "last").stat().st_size):
         for mask in (0x01, 0x03, 0x20, 0x80):
@@ -300,7 +303,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(run, monkeypatch):
 
         monkeypatch.setattr(owner, name, recorder)
 
-    record(checkpoint_module, "_sync", "sync")
+    record(checkpoint_module, "sync", "sync")
+    record(files_module, "sync", "sync")
     record(os, "replace", "replace")
     record(Path, "rename", "rename")
     record(shutil, "rmtree", "delete")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qa.errors import UserError
-from qa.llama.encode import Passage, Prompt, all_tokens
+from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.options import BertOptions
 from qa.training.checkpoint import write_json
 from qa.training.run import StopSignal, check_folder, fingerprint
@@ -69,8 +69,8 @@ def test_what_a_run_would_replace_is_not_taken_for_one(name, tmp_path):
 def test_llama_examples_of_equal_lengths_are_told_apart():
     """One token of the passage, the question or the answer makes another fingerprint; a shared passage counts once."""
     def of(passage_id: int, question_id: int, answer_id: int) -> str:
-        passage = Passage([1, passage_id], 0, 9)
-        prompts = [Prompt(index, str(index), passage, [3, question_id], [answer_id]) for index in range(2)]
+        piece = Piece([1, passage_id], "a passage", 0)
+        prompts = [Prompt(index, str(index), piece, [3, question_id], [answer_id]) for index in range(2)]
         tokens = all_tokens(prompts)
         assert tokens.dtype == np.int32 and len(tokens) == 2 + 2 * 3
         return fingerprint([], tokens)

@@ -1,0 +1,152 @@
+"""Files and folders on disk: written whole or not at all, and verified.
+
+    write_json, write_bytes    a reader, or a crash, finds the old file or the new one, and nothing between
+    seal, damages              manifest.json in a folder: the size and SHA-256 of each file, and its own SHA-256
+    replace_folder             a whole folder in the place of an earlier one
+
+rename(2) is atomic for readers, but says nothing about when bytes and names reach the disk: so each file is synced before
+its rename, and the folder after it (fsync(2); Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
+Used by everyone who writes: checkpoints and products (training/), results (evaluation/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qa.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def check_out(folder: Path | str) -> None:
+    """Whether files can be written to --out: asked before anything is computed."""
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        kind = "may not be written" if existing.is_dir() else "is a file"
+        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have; the old file stays.
+    """
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    # A lone surrogate (half of a "\ud83d\ude00" pair) has no UTF-8; backslashreplace gives its JSON escape.
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace works inside one file system
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits, read as a stream."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- folders -----------------------------------------------------------------------------------------------
+
+
+def readable(folder: Path) -> None:
+    """Give weights the mode of other files: safetensors writes them for the owner only."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def seal(folder: Path, step: int, **more: str) -> bytes:
+    """Write the manifest of all files in `folder`, and wait until they are on the disk. Returns the manifest's bytes.
+
+    more: what else is to be in it.
+    """
+    readable(folder)
+    # Reading the files again is cheap now: their bytes are still in the page cache.
+    names = sorted(path for path in folder.iterdir() if path.is_file())
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in names}
+    manifest = _signed({"step": step, **more, "files": files})
+    (folder / MANIFEST).write_bytes(manifest)
+    for path in [*names, folder / MANIFEST, folder]:
+        sync(path)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest, or None unless it is to the byte what `seal` makes of its content."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        del manifest["sha256"]
+        return manifest if _signed(manifest) == raw else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def damages(folder: Path) -> list[str]:
+    """One line per damaged, missing or foreign file of a sealed folder; none if it is just as it was sealed."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{folder / MANIFEST}: missing or damaged"]
+    expected, found = manifest["files"], []
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    for name in sorted(present | expected.keys()):
+        path = folder / name
+        try:
+            if name not in expected:
+                found.append(f"{path}: not in {MANIFEST}, so no part of what was saved")
+            elif (num_bytes := path.stat().st_size) != expected[name]["bytes"]:
+                found.append(f"{path}: has {num_bytes} bytes, expected {expected[name]['bytes']}")
+            elif file_sha256(path) != expected[name]["sha256"]:
+                found.append(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}")
+        except OSError as error:  # missing, not readable, or a failing disk
+            found.append(f"{path}: cannot be read ({error.strerror})")
+    return found
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`. A folder cannot be renamed onto another, so the old one steps aside first."""
+    aside = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        folder.rename(aside)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Put the old folder back if `replace_folder` was killed between its two renames; delete it if after them."""
+    aside = folder.with_name(f".{folder.name}.old")
+    if aside.exists() and folder.exists():
+        shutil.rmtree(aside)
+    elif aside.exists():
+        aside.rename(folder)
+
+
+def _signed(content: dict) -> bytes:
+    return json_bytes({**content, "sha256": hashlib.sha256(json_bytes(content)).hexdigest()})

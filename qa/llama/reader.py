@@ -1,0 +1,124 @@
+"""LLaMA as a reader: a data set's questions in, spans of their passages out, by one of two decoders.
+
+    greedy   the model writes an answer, which is then grounded in the passage
+    exact    the passage's most probable spans are searched, and proven
+
+A passage is read once for all its questions; each rank reads its share of the *passages*, so a passage in pieces stays on one
+rank, and every rank holds all predictions afterwards. Used by: train_llama.py, reader.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from qa.data.squad import Example, SquadData
+from qa.llama.candidates import describe_reachability
+from qa.llama.encode import Piece, Prompt, encode_passages
+from qa.llama.extract import extract
+from qa.llama.generate import Generation, best_pieces, generate, log_odds
+from qa.llama.grounding import ground
+from qa.llama.prompt import PromptTemplate
+from qa.llama.search import Extraction, Work, best_spans, describe_work
+from qa.prediction import Answered, Candidate, Prediction
+from qa.settings import ReadSettings
+from qa.training.distributed import Runtime, gather_objects
+from qa.training.precision import Precision
+
+
+@dataclass
+class LlamaReader:
+    model: Any  # LlamaForCausalLM
+    template: PromptTemplate
+    settings: ReadSettings
+    precision: Precision
+    runtime: Runtime
+    micro_tokens: int  # tokens read at a time
+
+    def prompted(self, kind: str) -> LlamaReader:
+        """The same model with another prompt."""
+        return replace(self, template=PromptTemplate(self.template.tokenizer, kind, self.template.is_v2))
+
+    @torch.inference_mode()
+    def answer(self, data: SquadData) -> Answered:
+        """Predict every question of `data`."""
+        settings, template = self.settings, self.template.for_data(data.is_v2)
+        prompts, notes = encode_passages(template, data.passages, settings.max_length, settings.overlap,
+                                         settings.max_answer_length)
+        notes += _scored_demonstrations(template, data)
+        mine = _share(prompts, self.runtime)
+        decode: Callable = self._exact if settings.decode == "exact" else self._greedy
+        was_training = self.model.training
+        self.model.eval()
+        with self.precision.autocast():
+            found, work = decode(template, mine, data.examples)
+        self.model.train(was_training)
+        everything = {index: prediction for part in gather_objects(found, self.runtime) for index, prediction in part.items()}
+        if settings.decode == "exact":
+            notes += describe_work([one for part in gather_objects(work, self.runtime) for one in part])
+            notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
+        predictions = [everything[index] for index in range(len(data.examples))]
+        return Answered(predictions, notes, {"prompt": template.settings()})
+
+    def _greedy(self, template: PromptTemplate, prompts: list[Prompt],
+                examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:
+        """{index of the example: what was written, grounded}."""
+        generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
+        return {generation.prompt.index: _grounded(examples[generation.prompt.index].id, generation, template.refusal)
+                for generation in best_pieces(generations, template.refusal)}, []
+
+    def _exact(self, template: PromptTemplate, prompts: list[Prompt],
+               examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:
+        """{index of the example: the best spans}, and what each search cost."""
+        settings = self.settings
+        extractions = best_spans(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
+                                         settings.num_best, settings.max_expansions or 0))
+        found = {extraction.prompt.index: _extracted(examples[extraction.prompt.index].id, extraction)
+                 for extraction in extractions}
+        return found, [extraction.work for extraction in extractions]
+
+
+def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
+    scored = {(passage.text, example.question.strip()) for passage in data.passages for example in passage.examples}
+    number = sum((shot.context, shot.question) in scored for shot in template.demonstrations)
+    return [f"warning: {number} demonstration(s) are questions of the data that is scored"] if number else []
+
+
+def _share(prompts: list[Prompt], runtime: Runtime) -> list[Prompt]:
+    """This rank's prompts: every num_ranks-th passage, with all its pieces, since one rank must choose among the pieces."""
+    first_piece: dict[int, Piece] = {}  # of each example's passage
+    numbers: dict[Piece, int] = {}
+    for prompt in prompts:
+        piece = first_piece.setdefault(prompt.index, prompt.piece)
+        numbers.setdefault(piece, len(numbers))
+    return [prompt for prompt in prompts if numbers[first_piece[prompt.index]] % runtime.num_ranks == runtime.rank]
+
+
+def _extracted(question_id: str, extraction: Extraction) -> Prediction:
+    """The spans as they are. A confidence is the model's own probability; those of all texts there are add up to 1."""
+    candidates = [Candidate(*span, math.exp(span.log_prob)) for span in extraction.spans]
+    text = candidates[0].text if candidates else ""
+    return Prediction(question_id, text, candidates, *_refusal_scores(extraction.refusal_log_prob))
+
+
+def _grounded(question_id: str, generation: Generation, refusal: str | None) -> Prediction:
+    """The generated text as a span of the piece of passage that it was read from."""
+    scores = _refusal_scores(generation.refusal_log_prob)
+    if refusal is not None and generation.text == refusal:
+        return Prediction(question_id, "", [], *scores, generation.text, "refused")
+    piece = generation.prompt.piece
+    grounded = ground(generation.text, piece.text)
+    candidates = []
+    if grounded.start_char is not None:
+        candidates = [Candidate(grounded.text, grounded.start_char + piece.start_char, grounded.end_char + piece.start_char,
+                                generation.log_prob, math.exp(generation.log_prob))]
+    return Prediction(question_id, grounded.text, candidates, *scores, generation.text, grounded.kind)
+
+
+def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None, float | None]:
+    """Of the refusal: the no-answer score, its log-odds; its log P; and its probability."""
+    return (None, None, None) if log_prob is None else (log_odds(log_prob), log_prob, math.exp(log_prob))

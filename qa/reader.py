@@ -1,0 +1,113 @@
+"""Any model as a reader: the only file that knows both families, and what a user imports.
+
+    from qa.reader import open_reader
+    reader = open_reader("runs/bert")                        # all that --ckpt takes
+    answered = reader.answer(load_squad("questions.json"))   # prediction.py: Answered
+
+`evaluate.py` opens its reader here; a train script makes its own from the model in training.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from qa import weights
+from qa.bert.model import load_bert
+from qa.bert.reader import BertReader
+from qa.data.splits import questions_that
+from qa.data.squad import load_squad
+from qa.errors import UserError
+from qa.llama.adapter import Adapter, load_adapter, read_adapter
+from qa.llama.model import context_length, export_merged, load_llama
+from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.reader import LlamaReader
+from qa.options import EvaluateOptions, unheard
+from qa.settings import ReadSettings, read_settings, resolve
+from qa.training import distributed
+from qa.training.distributed import Runtime
+from qa.training.precision import choose_precision
+
+
+def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
+    """Open a model on this machine, as one process.
+
+    Args:
+        ckpt: a run, a folder of transformers or peft, a hub id, a .gguf file, pypi:PACKAGE.
+        typed: any option of evaluate.py that is about reading, such as decode="exact" or precision="fp32".
+
+    Raises:
+        UserError: there is no such model, or it is damaged, or of a family that is not supported.
+    """
+    reader, notes = load_reader(EvaluateOptions(ckpt=ckpt, **typed), set(typed), distributed.start())
+    for line in notes:
+        print(line, file=sys.stderr)
+    return reader
+
+
+def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
+                is_v2: bool = False) -> tuple[BertReader | LlamaReader, list[str]]:
+    """The reader that `options.ckpt` names, and what there is to tell the user.
+
+    Args:
+        typed: the names of the options that the user typed.
+        is_v2: the questions to come may have no answer: a prompt that is typed then asks for a refusal.
+    """
+    path = weights.locate(options.ckpt, "--ckpt")
+    family = weights.script_family(path)
+    settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
+                                read_settings(path))
+    adapter = read_adapter(path) if weights.family(path) == "adapter" else None
+    listeners = {family, *(("exact",) if settings.decode == "exact" else ()), *(("adapter",) if adapter else ()),
+                 *(("shots",) if options.shots else ())}
+    notes = [f"warning: {line}" for line in unheard(options, typed, listeners, f"{options.ckpt} ({weights.family(path)}, "
+                                                    f"--decode {settings.decode})")]
+    if shown := [f"{name} {getattr(settings, name)}" for name, source in sources.items()
+                 if source == "checkpoint" and name in ("max_length", "overlap", "max_answer_length", "decode")]:
+        notes.append(f"from the checkpoint: {', '.join(shown)}")
+    open_family = _open_llama if family == "llama" else _open_bert
+    reader, more = open_family(path, adapter, settings, options, runtime, is_v2)
+    return reader, notes + more
+
+
+def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
+               is_v2: bool) -> tuple[BertReader, list[str]]:
+    """An encoder, or a question-answering checkpoint."""
+    distributed.reseed(options.seed, 0, 0)
+    model, head_is_trained = load_bert(path, settings.max_length)
+    precision = choose_precision(options.precision, runtime.device)
+    model.to(runtime.device, precision.parameter_dtype)
+    notes = [] if head_is_trained else [f"{options.ckpt} is an encoder without a trained span head; its head is random "
+                                        f"(--seed {options.seed}): a baseline"]
+    micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
+    return BertReader(model, weights.load_tokenizer(path), settings, precision, runtime, micro_tokens), notes
+
+
+def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
+                is_v2: bool) -> tuple[LlamaReader, list[str]]:
+    """A LLaMA as it is, with a prompt, or with a LoRA adapter, whose own prompt is taken unless --prompt is given."""
+    if options.merge_into and runtime.is_main and Path(options.merge_into).exists():
+        raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
+    base_name = options.base or (adapter and adapter.base_name) or ""
+    precision = choose_precision(options.precision, runtime.device)
+    model, tokenizer = load_llama(weights.locate(base_name, "--base") if adapter else path, precision.base_dtype("auto"))
+    notes = load_adapter(model, adapter, base_name) if adapter else []
+    model.to(runtime.device)
+    own_prompt = settings.prompt or (adapter.extra.get("prompt") if adapter else None)  # older runs: in qa_lora.json
+    if own_prompt and not options.prompt:
+        template = PromptTemplate.from_settings(tokenizer, own_prompt)
+    else:
+        shots = ()
+        if options.shots:
+            passages = load_squad(options.train_data or "squad").passages
+            if not is_v2:  # a prompt without a refusal cannot show one
+                passages = questions_that(lambda example: not example.is_impossible, passages)
+            shots = choose_demonstrations(passages, options.shots, options.data_seed)
+        template = PromptTemplate(tokenizer, options.prompt or "plain", is_v2, shots)
+    settings = replace(settings, max_length=context_length(model, settings.max_length), prompt=template.settings())
+    if options.merge_into and runtime.is_main:
+        export_merged(model, tokenizer, Path(options.merge_into))
+        notes.append(f"the merged model, for transformers: {options.merge_into}")
+    micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
+    return LlamaReader(model, template, settings, precision, runtime, micro_tokens), notes

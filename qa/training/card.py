@@ -1,0 +1,49 @@
+"""The model card, README.md beside the weights: base, data and size, recipe, threshold, scores; with the hub's YAML head.
+
+Used by the train scripts, through training/product.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from qa.data.squad import HUB_NAMES
+from qa.options import TrainOptions
+from qa.training.precision import Precision
+from qa.training.run import versions
+
+TITLES = {"bert": "BERT for extractive question answering", "lora": "LLaMA with LoRA for extractive question answering"}
+
+
+def model_card(options: TrainOptions, num_questions: int, precision: Precision, recipe: str, step: int,
+               na_threshold: float | None, metrics: dict[str, Any]) -> str:
+    """
+    Args:
+        num_questions: that were trained on.
+        recipe: the family's own part of it.
+        metrics: name -> value; a float is in percent.
+    """
+    head = {"base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
+            "library_name": "peft" if options.kind == "lora" else "transformers", "license": "unknown",
+            "metrics": ["exact_match", "f1"], "pipeline_tag": "question-answering"}
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", f"# {TITLES[options.kind]}", "",
+             f"- base: {options.model}",
+             f"- training data: {options.train_data}, {num_questions:,} questions trained on",
+             f"- recipe: {options.epochs} epochs, batch {options.batch_size}, AdamW, lr {options.lr:g}, warm-up "
+             f"{options.warmup:g}, weight decay {options.weight_decay:g}, clip {options.clip:g}, seed {options.seed}, "
+             f"data seed {options.data_seed}, {precision.name}; {recipe}",
+             f"- machine: {torch.get_num_threads()} threads; "
+             + ", ".join(f"{name} {version}" for name, version in versions().items()),
+             f"- weights: those of step {step}"]
+    if na_threshold is not None:
+        lines.append(f"- no answer where the no-answer score is above {na_threshold:g}, chosen on held-out training articles")
+    lines += [f"- scores: official rules, on {options.dev_data or 'no development data'}",
+              "- licence: that of the base model, and of the data, decide", ""]
+    if metrics:
+        lines += ["| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
+                  for name, value in metrics.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,100 @@
+"""Who may import whom, written down once.
+
+One worked case: `qa/bert/reader.py` has the line `from qa.training.precision import Precision`; the arrow is
+("qa.bert", "qa.training"), and BELOW["qa.bert"] has "qa.training".
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A room: a folder of qa/, or a file that is directly in it. Each imports from the rooms named, which are all above it here.
+BELOW = {
+    "qa.errors": set(),
+    "qa.files": {"qa.errors"},
+    "qa.options": {"qa.errors"},
+    "qa.weights": {"qa.errors"},
+    "qa.settings": {"qa.errors"},
+    "qa.data": {"qa.errors"},
+    "qa.prediction": {"qa.data"},
+    "qa.evaluation": {"qa.data", "qa.errors", "qa.files", "qa.prediction"},
+    "qa.training": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.prediction", "qa.settings"},
+    "qa.bert": {"qa.data", "qa.errors", "qa.files", "qa.prediction", "qa.settings", "qa.training", "qa.weights"},
+    "qa.llama": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.prediction", "qa.settings", "qa.training",
+                 "qa.weights"},
+    "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.llama", "qa.options", "qa.settings", "qa.training", "qa.weights"},
+}
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of qa that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "qa":
+            deeper = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= deeper if node.module == "qa" else {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "qa"}
+    return found
+
+
+def modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "qa").rglob("*.py"))
+            if path.name != "__init__.py"}
+
+
+def test_worked_case():
+    assert ("qa.bert", "qa.training") in {("qa.bert", room(name)) for name in imports(ROOT / "qa/bert/reader.py")}
+    assert "qa.training" in BELOW["qa.bert"]
+
+
+def test_every_room_is_in_the_list_and_imports_only_from_those_above_it():
+    assert {room(name) for name in modules()} == BELOW.keys()
+    names = list(BELOW)
+    for number, name in enumerate(names):
+        assert BELOW[name] <= set(names[:number]), f"{name}: an upward arrow in the list itself"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_run_downward_only(name):
+    arrows = {room(imported) for imported in imports(modules()[name])} - {room(name)}
+    assert arrows <= BELOW[room(name)], f"{name} imports from {sorted(arrows - BELOW[room(name)])}"
+
+
+def test_no_cycle_between_files_of_a_folder():
+    graph = {name: imports(path) & modules().keys() for name, path in modules().items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle: {' -> '.join([*path, name])}"
+        if name not in done:
+            for imported in graph[name]:
+                visit(imported, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("family, other", [("qa.bert", "qa.llama"), ("qa.llama", "qa.bert")])
+def test_a_family_loads_without_the_other(family, other):
+    files = [name for name in modules() if name.startswith(family + ".")]
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {files!r}]; " \
+           f"print([name for name in sys.modules if name.startswith({other!r})])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_train_bert_does_not_load_llama():
+    code = "import sys, train_bert; print([name for name in sys.modules if name.startswith('qa.llama')])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
