@@ -38,7 +38,7 @@ def start(deterministic: bool = False) -> Runtime:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for every shape, and most micro-batches bring a new one
     else:
         # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them; with lengths that change from
         # batch to batch that is gigabytes. It reads this at its first product.

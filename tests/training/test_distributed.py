@@ -93,6 +93,22 @@ def test_start_without_torchrun_is_one_rank(monkeypatch):
     distributed.finish(ALONE)
 
 
+def test_a_gpu_multiplies_fp32_in_fp32_and_plans_no_attention_per_shape(monkeypatch):
+    """Not in TF32, whose 10 bits of mantissa are not fp32's 23. Both settings belong to the process; no GPU is needed."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        assert distributed.start() == Runtime(0, 1, torch.device("cuda", 0))
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_micro_tokens_default_depends_on_the_device_and_a_given_number_stays():
     assert default_micro_tokens(0, torch.device("cpu")) == 4096
     assert default_micro_tokens(0, torch.device("cuda")) == 32768
