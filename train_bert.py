@@ -70,7 +70,8 @@ def main() -> None:
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
     say(f"{options.model}: {num_parameters:,} parameters, all trained; head "
-        f"{'from the checkpoint' if head_is_trained else 'new'}; {precision.name} on {runtime.num_ranks} × {runtime.device}", *advice(options, typed, num_parameters), sep="\n")
+        f"{'from the checkpoint' if head_is_trained else 'new'}; {precision.name} on {runtime.num_ranks} × {runtime.device}",
+        *advice(options, typed, num_parameters), sep="\n")
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
     folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, windows.tokens))

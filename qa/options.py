@@ -160,8 +160,8 @@ class EvaluateOptions:
     train_data: str | None = option(None, DATA_HELP + "; read for --shots only (default: squad)", only="shots")
     decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
     max_expansions: int | None = option(None, "LLaMA, --decode exact: prefixes that a question's search looks at, before it "
-                                        "gives the best span that it has, which may be a poor one, without proof (default: no limit)",
-                                        only="exact")
+                                        "gives the best span that it has, which may be a poor one, without proof (default: no "
+                                        "limit)", only="exact")
     base: str | None = option(None, "LLaMA: the adapter's base model, where it is not at the place that the adapter names",
                               only="adapter", strict=True)
     merge_into: str | None = option(None, "LLaMA: write the model with its adapter merged to this folder, for transformers",
