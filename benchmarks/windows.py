@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import resource
 import sys
 import time
@@ -25,11 +26,11 @@ from qa.data.squad import Answer, Passage, load_squad  # noqa: E402
 def repeated(passages: list[Passage], num_questions: int) -> list[Passage]:
     """Copies of the passages, until they have so many questions."""
     copies: list[Passage] = []
-    while num_questions > 0:
-        for passage in passages:
-            copies.append(dataclasses.replace(passage, examples=passage.examples[:max(num_questions, 0)]))
-            num_questions -= len(passage.examples)
-    return copies
+    for passage in itertools.cycle(passages):
+        copies.append(dataclasses.replace(passage, examples=passage.examples[:num_questions]))
+        num_questions -= len(passage.examples)
+        if num_questions <= 0:
+            return copies
 
 
 def long_passage(passages: list[Passage], megabytes: float) -> list[Passage]:

