@@ -119,6 +119,7 @@ PROGRAM = """
 import os
 import torch
 from qa.training import distributed
+from qa.training.precision import choose_precision
 
 distributed.BUCKET_BYTES = 120  # several buckets, and a gradient larger than one
 runtime = distributed.start()
@@ -141,13 +142,17 @@ for number, (parameter, one, other) in enumerate(zip(parameters, gradients(0), g
 total = torch.tensor([float(rank), 10.0])
 assert distributed.sum_over_ranks(total, runtime) is total and total.tolist() == [1.0, 20.0]
 assert distributed.gather_objects({"rank": rank}, runtime) == [{"rank": 0}, {"rank": 1}]
+for fast_rank, expected in ((0, "bf16"), (1, "fp32")):  # bf16 is fast on one rank only: rank 0 chooses for both
+    seconds = (0.02, 0.01) if rank == fast_rank else (0.01, 0.02)
+    chosen = choose_precision("auto", runtime, 384, 1536, lambda *shape: seconds)
+    assert chosen.name == expected and chosen.reason.startswith(expected + ": a product [64, 384]"), chosen
 distributed.barrier(runtime)
 distributed.finish(runtime)
 print("rank", rank, "agrees")
 """
 
 
-def test_two_processes_sum_to_the_sum():
+def test_two_processes_sum_to_the_sum_and_take_the_first_ones_precision():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -7,18 +7,78 @@ import torch
 from torch import nn
 
 from qa.errors import UserError
+from qa.training.distributed import Runtime
 from qa.training.optim import make_adamw
-from qa.training.precision import Precision, choose_precision
+from qa.training.precision import Precision, base_dtype, choose_precision, time_products
 
-CPU = torch.device("cpu")
+CPU = Runtime(0, 1, torch.device("cpu"))
+GPU = Runtime(0, 1, torch.device("cuda"))
+SHAPE = (384, 1536)  # MiniLM's feed-forward layer
+
+
+@pytest.mark.parametrize("fp32_ms, bf16_ms, expected, ratio", [
+    (6, 10, "fp32", "0.60"), (129, 100, "fp32", "1.29"), (130, 100, "bf16", "1.30"), (23, 10, "bf16", "2.30")])
+def test_auto_on_a_cpu_takes_bf16_where_it_is_1_3_times_as_fast(fp32_ms, bf16_ms, expected, ratio):
+    """Whatever it says of its instructions: an Intel with avx512_bf16 but without AMX gave 0.6, AMD's Zen 4 gave 2.3."""
+    precision = choose_precision("auto", CPU, *SHAPE, lambda *shape: (fp32_ms, bf16_ms))
+    assert precision == Precision(expected, "cpu")
+    assert precision.reason == f"{expected}: a product [64, 384] x [384, 1536] is {ratio} times as fast in bf16 as in fp32 here"
+
+
+@pytest.mark.parametrize("fp32_ms, bf16_ms, num_tokens", [
+    # of a product of 64 tokens; the slower type's must be over 4 ms: 512 tokens take 8 * 0.6 = 4.8 ms
+    (0.6, 0.3, 512), (0.3, 0.6, 512), (0.001, 0.001, 4096), (0.3, 30, 64)])
+def test_a_product_grows_until_it_takes_milliseconds(fp32_ms, bf16_ms, num_tokens):
+    tried = []
+
+    def times(num_tokens, hidden_size, intermediate_size):
+        tried.append(num_tokens)
+        assert (hidden_size, intermediate_size) == SHAPE
+        return fp32_ms * 1e-3 * num_tokens / 64, bf16_ms * 1e-3 * num_tokens / 64
+
+    assert f"[{num_tokens}, 384]" in choose_precision("auto", CPU, *SHAPE, times).reason
+    assert tried == [tokens for tokens in (64, 128, 256, 512, 1024, 2048, 4096) if tokens <= num_tokens]
+
+
+def test_products_are_timed_and_leave_the_threads_as_they_were():
+    num_threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert all(0 < seconds < float("inf") for seconds in time_products(64, 8, 16))
+    assert torch.get_num_threads() == num_threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_this_machines_auto_can_be_computed():
+    precision = choose_precision("auto", CPU, 8, 16)
+    assert precision.name in ("fp32", "bf16")  # fp16 on no CPU
+    with precision.autocast():
+        assert nn.Linear(4, 4)(torch.ones(1, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_on_a_gpu_does_not_take_emulated_bf16(native, monkeypatch):
+    """As on T4 and V100, where is_bf16_supported() is true all the same. LLaMA's frozen weights are held in the same type."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    expected = "bf16" if native else "fp16"
+    precision = choose_precision("auto", GPU, *SHAPE, lambda *shape: pytest.fail("measured on the CPU"))
+    assert precision == Precision(expected, "cuda") and precision.reason.startswith(f"{expected}: this GPU")
+    assert base_dtype("auto", "auto", GPU.device) == (torch.bfloat16 if native else torch.float16)
+
+
+@pytest.mark.parametrize("name, precision, device, expected", [
+    ("auto", "auto", CPU, torch.float32), ("auto", "bf16", CPU, torch.float32), ("bf16", "fp32", CPU, torch.bfloat16),
+    ("fp16", "fp64", CPU, torch.float64), ("auto", "fp64", CPU, torch.float64), ("auto", "fp32", GPU, torch.float32),
+    ("auto", "fp16", GPU, torch.float16), ("fp32", "bf16", GPU, torch.float32), ("fp16", "auto", GPU, torch.float16)])
+def test_frozen_weights_are_held_in_half_on_a_gpu_alone(name, precision, device, expected):
+    """The named type is taken everywhere; in fp64 all is fp64."""
+    assert base_dtype(name, precision, device.device) == expected
 
 
 @pytest.mark.parametrize("name, computed, stored", [
     ("fp32", torch.float32, torch.float32), ("bf16", torch.bfloat16, torch.float32),
     ("fp16", torch.float16, torch.float32), ("fp64", torch.float64, torch.float64)])
 def test_autocast_computes_in_the_named_type(name, computed, stored):
-    precision = choose_precision(name, CPU)
+    precision = choose_precision(name, CPU, *SHAPE)
     assert precision == Precision(name, "cpu") and precision.parameter_dtype == stored
+    assert precision.reason == f"{name}: asked for by --precision"
     linear = nn.Linear(3, 3).to(stored)
     for _ in range(2):  # a fresh context each time
         with precision.autocast():
@@ -27,30 +87,9 @@ def test_autocast_computes_in_the_named_type(name, computed, stored):
     assert precision.grad_scaler().is_enabled() == (name == "fp16")
 
 
-@pytest.mark.parametrize("capabilities, expected", [
-    ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"amx_tile": True}, "bf16"),
-    ({"avx512_bf16": False, "amx_tile": False, "avx512": True}, "fp32"), ({}, "fp32")])
-def test_auto_on_a_cpu_takes_bf16_where_it_is_native(capabilities, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_precision("auto", CPU) == Precision(expected, "cpu")
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_on_a_gpu_does_not_take_emulated_bf16(native, monkeypatch):
-    """As on T4 and V100, where is_bf16_supported() is true all the same."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert choose_precision("auto", torch.device("cuda")) == Precision("bf16" if native else "fp16", "cuda")
-
-
-def test_this_machines_auto_can_be_computed():
-    precision = choose_precision("auto", CPU)
-    with precision.autocast():
-        assert nn.Linear(4, 4)(torch.ones(1, 4)).isfinite().all()
-
-
 def test_unknown_precision_is_refused_in_one_line():
     with pytest.raises(UserError) as error:
-        choose_precision("int8", CPU)
+        choose_precision("int8", CPU, *SHAPE)
     assert "--precision int8" in str(error.value) and "bf16" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -74,7 +113,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
 @pytest.mark.parametrize("seed", [0, 1])
 def test_fp16_skips_an_infinite_gradient_and_shows_it_by_a_falling_scale(seed):
     torch.manual_seed(seed)
-    precision = choose_precision("fp16", CPU)
+    precision = Precision("fp16", "cpu")
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 1))
     optimizer, scaler = make_adamw(model, 0.01, 0.01), precision.grad_scaler()
     skips, num_updates = [], 0
@@ -94,7 +133,7 @@ def test_fp16_skips_an_infinite_gradient_and_shows_it_by_a_falling_scale(seed):
 
 
 def test_scalers_state_round_trip():
-    precision = choose_precision("fp16", CPU)
+    precision = Precision("fp16", "cpu")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 1))
     optimizer, scaler = make_adamw(model, 0.01, 0.0), precision.grad_scaler()
@@ -107,7 +146,7 @@ def test_scalers_state_round_trip():
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp64"])
 def test_without_fp16_the_scaler_passes_everything_through(name):
-    precision = choose_precision(name, CPU)
+    precision = Precision(name, "cpu")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 1)).to(precision.parameter_dtype)
     optimizer, scaler = make_adamw(model, 0.01, 0.0), precision.grad_scaler()
