@@ -1,7 +1,7 @@
 """The candidates of exact decoding: which spans of a passage may be an answer, as a trie of their tokens.
 
-A passage is cut into *units*: runs of letters, runs of digits, single other characters; blanks lie between them. This
-is the same for every tokenizer. A candidate is a string from a unit's beginning to a unit's end, whose encoding as an
+A passage is cut into *units* (units.py): runs of letters, runs of digits, single other characters, and single letters of
+scripts that are written without blanks. This is the same for every tokenizer. A candidate is a string from a unit's beginning to a unit's end, whose encoding as an
 answer (`PromptTemplate.answer_ids`, that of training: behind the cue, in one line) has at most so many tokens:
 
     passage      The tower (1889) ...
@@ -29,13 +29,12 @@ from __future__ import annotations
 
 import bisect
 import functools
-import re
 from collections.abc import Sequence
 
 from qa.data.squad import Example
 from qa.llama.encode import Prompt
 from qa.llama.prompt import PromptTemplate, one_line
-from qa.llama.units import PARTS, Units, cut
+from qa.llama.units import PARTS, WORDS, Units, cut
 
 ROOT = 0
 LONG_CHUNK = 64  # units: of a longer one not all strings are encoded
@@ -101,17 +100,14 @@ def _blank(units: Units, first: int) -> str:
     return " " if "\n" in blank else blank
 
 
-def _cuts_word(units: Units, first: int, last: int) -> bool:
-    return _is_within_word(units.text, units.starts[first]) or _is_within_word(units.text, units.ends[last])
+def _end(trie: Trie, node: int, units: Units, first: int, last: int) -> None:
+    start_char, end_char = units.starts[first], units.ends[last]
+    trie.end(node, start_char, end_char, cuts_word=not cut(units.text, WORDS).bound(start_char, end_char))
 
 
 def _first_beyond(units: Units, first: int, most_chars: int, stop: int) -> int:
     """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
     return bisect.bisect_right(units.ends, units.starts[first] + most_chars, first, stop)
-
-
-def _is_within_word(text: str, place: int) -> bool:
-    return bool(0 < place < len(text) and re.fullmatch(r"\w\w", text[place - 1 : place + 1]))
 
 
 def make_trie(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
@@ -139,7 +135,7 @@ def _by_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple
                 for last, ids in endings:
                     if length + len(ids) <= max_tokens:
                         node = trie.add(base, ids)
-                        trie.end(node, units.starts[first], units.ends[last], _cuts_word(units, first, last))
+                        _end(trie, node, units, first, last)
                         longest[first] = last, node
                 last, ids = endings[-1]
                 length += len(ids)
@@ -180,12 +176,12 @@ def _encode_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> t
 def _one_by_one(template: PromptTemplate, units: Units, max_tokens: int) -> Trie:
     """The same for any tokenizer, at some hundred times the cost."""
     trie, most = Trie(), _most_chars(template, units, max_tokens)
-    for first, start_char in enumerate(units.starts):
+    for first in range(len(units.starts)):
         lasts = range(first, _first_beyond(units, first, most, len(units.starts)))
         encoded = template.encode_within_answer([_string(units, first, last) for last in lasts], begin=True)
         for last, ids in zip(lasts, encoded, strict=True):
             if len(ids) <= max_tokens:
-                trie.end(trie.add(ROOT, ids), start_char, units.ends[last], _cuts_word(units, first, last))
+                _end(trie, trie.add(ROOT, ids), units, first, last)
     return trie
 
 
@@ -209,7 +205,7 @@ def reachability(template: PromptTemplate, examples: Sequence[Example], prompts:
 
     @functools.cache
     def is_candidate(answer: str, text: str) -> bool:
-        return _stands_at_boundaries(answer, text) and len(template.answer_ids(answer)) <= max_tokens
+        return bool(answer) and cut(text, PARTS).find(answer) >= 0 and len(template.answer_ids(answer)) <= max_tokens
 
     first = any_of_them = 0
     for index in answered:
@@ -227,14 +223,3 @@ def describe_reachability(template: PromptTemplate, examples: Sequence[Example],
     first, any_of_them = reachability(template, examples, prompts, max_tokens)
     return [f"ceiling of exact decoding: the first answer of {100 * first:.2f}% of the questions that have one is a candidate, "
             f"any answer of {100 * any_of_them:.2f}%"]
-
-
-def _stands_at_boundaries(answer: str, text: str) -> bool:
-    units = cut(text, PARTS)
-    starts, ends = set(units.starts), set(units.ends)
-    start = text.find(answer) if answer else -1
-    while start >= 0:
-        if start in starts and start + len(answer) in ends:
-            return True
-        start = text.find(answer, start + 1)
-    return False

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,7 +67,9 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
     text, units = text.strip(), cut(context, WORDS)
     if not text or not units.starts:
         return Grounded("", None, None, "empty")
-    kind, (start, end) = "exact", _find(text, context)
+    start = units.find(text)  # "art" in "an art" rather than in "a part"
+    start = start if start >= 0 else context.find(text)
+    kind, end = "exact", start + len(text)
     if start < 0:
         normalised = normalize_answer(text)
         spans = _best_f1_spans(units, normalised.split(), max_words)
@@ -78,15 +79,6 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
         else:
             kind, (start, end) = "repaired", _fewest_edits(text, units, spans)
     return Grounded(context[start:end], start, end, kind)
-
-
-def _find(text: str, context: str) -> tuple[int, int]:
-    """Where the text stands: "art" in "an art" rather than in "a part". A start of -1: nowhere."""
-    left = r"(?<!\w)" if re.match(r"\w", text[0]) else ""
-    right = r"(?!\w)" if re.match(r"\w", text[-1]) else ""
-    start = context.find(text)
-    whole = re.compile(left + re.escape(text) + right).search(context, start) if start >= 0 else None
-    return whole.span() if whole else (start, start + len(text))
 
 
 def _best_f1_spans(units: Units, text_tokens: list[str], max_words: int | None) -> list[tuple[int, int]]:

@@ -1,29 +1,62 @@
 """A passage cut into units and chunks: where a span of it may begin and end.
 
-    passage   The tower (1889) is
-    units     The | tower | ( | 1889 | ) | is     a span begins where a unit begins, and ends where one ends
-    chunks    The | tower | (1889) | is           what stands between two blanks
+    passage   The 3rd tower (1889ish, 鉄塔).
+    kinds     aaa 1aa aaaaa .1111aaa. cc..     a letter, 1 digit, c letter of a script without blanks, . another character
+    PARTS     The | 3 | rd | tower | ( | 1889 | ish | , | 鉄 | 塔 | ) | .        for exact decoding
+    WORDS     The | 3rd | tower | ( | 1889ish | , | 鉄 | 塔 | ) | .              for grounding
+    chunks    The | 3rd | tower | (1889ish, | 鉄塔).                             what stands between two blanks
 
-What a unit is, a pattern says: exact decoding has a finer one than grounding. Used by: candidates.py, grounding.py.
+A span begins where a unit begins, and ends where one ends. Chinese, Japanese, Thai and others are written without blanks
+between words, so that a run of letters is a clause: there each character is a unit. A mark (an accent, a vowel sign, an
+emoji's skin colour) is of one unit with the character before it; Python's \\w has no marks, and would cut "हिन्दी" in four.
+
+Used by: candidates.py, grounding.py.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 
-PARTS = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")  # "1889ish" has two: letters, digits, any other character by itself
-WORDS = re.compile(r"\w+|[^\w\s]")  # "1889ish" is one
+# As the names of their characters say: "CJK UNIFIED IDEOGRAPH-5854", "HALFWIDTH KATAKANA LETTER KA", "THAI CHARACTER KO KAI".
+WITHOUT_BLANKS = re.compile(r"IDEOGRAPH|HIRAGANA|KATAKANA|BOPOMOFO|"
+                            r"^(THAI|LAO|KHMER|MYANMAR|TIBETAN|YI|(NEW )?TAI|BALINESE|JAVANESE) ")
+# Marks that Unicode files under letters and symbols: Thai and Lao AM, the voiced marks of narrow katakana, skin colours, a
+# flag's letters; and the zero-width non-joiner of Persian words.
+MORE_MARKS = re.compile("[\u0e33\u0eb3\uff9e\uff9f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f\u200c]")
+JOINER = "\u200d"  # makes one sign of two emojis, as a kind "j"; within a word it is a mark as any other
+
+OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark behind a blank has nothing to go with
+PARTS = re.compile(r"a[amj]*|1[1mj]*|" + OTHER)
+WORDS = re.compile(r"[a1_][a1_mj]*|" + OTHER)
+
+
+@functools.cache
+def kind(character: str) -> str:
+    """One of the letters above; a blank for any kind of blank, "_" for itself."""
+    if character.isspace() or character == "_":
+        return character if character == "_" else " "
+    if character == JOINER:
+        return "j"
+    if unicodedata.category(character)[0] == "M" or MORE_MARKS.match(character):
+        return "m"
+    if character.isdecimal():
+        return "1"
+    if character.isalnum():
+        return "c" if WITHOUT_BLANKS.search(unicodedata.name(character, "")) else "a"
+    return "f" if "\U0001f1e6" <= character <= "\U0001f1ff" else "."
 
 
 class Units:
-    """The U units of a text."""
+    """The U units of a text. `pattern`: PARTS or WORDS."""
 
     def __init__(self, text: str, pattern: re.Pattern[str]):
         self.text = text
-        spans = [match.span() for match in pattern.finditer(text)]
+        spans = [match.span() for match in pattern.finditer("".join(map(kind, text)))]
         self.starts = [start for start, _ in spans]  # [U]
         self.ends = [end for _, end in spans]  # [U] exclusive
+        self._starts, self._ends = set(self.starts), set(self.ends)
         firsts = [unit for unit, (start, _) in enumerate(spans) if unit == 0 or start > spans[unit - 1][1]]
         self.chunks = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each chunk
         self.chunk_stop = [stop for first, stop in self.chunks for _ in range(first, stop)]  # [U] of the unit's chunk
@@ -32,5 +65,16 @@ class Units:
         """The units first..last (inclusive), as they stand in the text."""
         return self.text[self.starts[first] : self.ends[last]]
 
+    def bound(self, start_char: int, end_char: int) -> bool:
+        """Whether a unit begins at `start_char`, and one ends at `end_char` (exclusive)."""
+        return start_char in self._starts and end_char in self._ends
 
-cut = functools.lru_cache(maxsize=8)(Units)  # questions on one passage come one after another
+    def find(self, string: str) -> int:
+        """The first place where `string` stands from a unit's beginning to a unit's end; -1: nowhere."""
+        start = self.text.find(string)
+        while start >= 0 and not self.bound(start, start + len(string)):
+            start = self.text.find(string, start + 1)
+        return start
+
+
+cut = functools.lru_cache(maxsize=16)(Units)  # questions on one passage come one after another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,7 +17,8 @@ from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate, one_line
 
 TEXT = "The tower (1889) is 330 metres tall.\nThe  tower's naïve_x 塔, don't stop... </s> </s> the the."
-WORDS = ["tower", "the", "Norman", "1889", "of", "x", "naïve", "²", "e\u0301", "塔", "—", "(", ")", "'s", "...", "_", "</s>"]
+WORDS = ["tower", "the", "Norman", "1889", "of", "x", "naïve", "²", "e\u0301", "塔", "高い", "ที่", "—", "(", ")", "'s", "...",
+         "_", "</s>"]
 
 
 def make_superword_tokenizer():
@@ -38,17 +40,39 @@ def template(request):
 
 
 def class_of(character):
+    """Of characters that make a run together; None: each is a unit."""
     if character.isspace():
         return "blank"
+    if unicodedata.combining(character) or character in "\u0e31\u0e33\u0e35\u200d":
+        return "mark"
     if character.isdecimal():
         return "digit"
-    return "letter" if character.isalnum() else None
+    has_blanks = unicodedata.east_asian_width(character) != "W" and not "\u0e00" <= character < "\u0e80"
+    return "letter" if character.isalnum() and has_blanks else None
+
+
+def is_edge(text, place, class_of=class_of):
+    if place in (0, len(text)):
+        return True
+    before, after = text[:place], text[place]
+    if class_of(after) == "mark":
+        return before[-1].isspace()
+    while len(before) > 1 and class_of(before[-1]) == "mark" and not before[-2].isspace():
+        before = before[:-1]
+    return class_of(after) is None or class_of(before[-1]) != class_of(after)
+
+
+def cuts_no_word(text, span):
+    def word_class(character):
+        found = class_of(character)
+        return "word" if found in ("letter", "digit") or character == "_" else found
+
+    return all(is_edge(text, place, word_class) for place in span)
 
 
 def by_definition(template, text, max_tokens):
     """{token ids: places} of all strings between two boundaries."""
-    edges = [place for place in range(len(text) + 1) if place in (0, len(text)) or class_of(text[place]) is None
-             or class_of(text[place - 1]) != class_of(text[place])]  # fmt: skip
+    edges = [place for place in range(len(text) + 1) if is_edge(text, place)]
     found = {}
     for start in edges:
         for end in edges:
@@ -62,10 +86,6 @@ def by_definition(template, text, max_tokens):
 def in_trie(trie):
     ends = [node for node, span in enumerate(trie.spans) if span is not None]
     return {tuple(trie.tokens[step] for step in trie.path(node)): trie.spans[node] for node in ends}
-
-
-def cuts_no_word(text, span):
-    return not any(0 < place < len(text) and (text[place - 1] + text[place]).replace("_", "a").isalnum() for place in span)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 12, 200])
@@ -122,6 +142,29 @@ def test_find_follows_a_path(template):
     node = trie.find(ids)
     assert trie.spans[node] == (0, 9) and [trie.tokens[step] for step in trie.path(node)] == ids
     assert trie.find([]) == ROOT and trie.find([*ids, -5]) is None and trie.find([-5, *ids]) is None
+
+
+CHINESE = "白塔镇的灯塔由林·安娜于一八四四年点亮，1982年改为自动。守塔人住了三十年。"
+ANSWERS = ["白塔镇", "林·安娜", "一八四四年", "1982年", "三十年"]
+
+
+def test_answers_in_a_script_without_blanks_are_candidates(template):
+    found = in_trie(make_trie(template, CHINESE, 60))
+    for answer in ANSWERS:
+        start, end = found[tuple(template.answer_ids(answer)[:-1])]
+        assert CHINESE[start:end] == answer
+
+
+@pytest.mark.parametrize("letters", ["灯塔于年在的，。", "とうカタ高い、ー", "กนที่อัยแำ"])
+def test_every_run_of_characters_of_a_script_without_blanks_is_reachable(template, letters):
+    rng = random.Random(6)
+    text = "".join(rng.choices(letters, k=300))
+    places = [place for place in range(301) if is_edge(text, place)]
+    answers = [text[start:end] for start, end in (sorted(rng.sample(places, 2)) for _ in range(100))]
+    examples = [Example(str(number), "t", text, "What?", (Answer(answer, text.index(answer)),), (answer,), False, True)
+                for number, answer in enumerate(answers)]  # fmt: skip
+    prompts, _ = encode_examples(template, examples, 2000, max_new_tokens=1000)
+    assert reachability(template, examples, prompts, 1000) == (1, 1)
 
 
 def test_reachability_counts_the_answers_that_are_candidates(template):

@@ -12,7 +12,10 @@ from qa.llama.grounding import Grounded, edit_table, ground
 
 WORDS = ["a", "an", "the", "The", "cat", "Cat", "sat", "on", "mat", "U.S", "t.he", "x–a–y", "x–t.h", "1,000",
          "(", ")", "—", ",", "energy-storage", "can't", "Ärger", "—the", "cat.", "a.n.", "中，文", "_the_",
-         "mat;mat", "th.e-cat"]
+         "mat;mat", "th.e-cat", "'_'", "cafe\u0301", "中文中a文"]
+
+
+UNIT = r"(?:(?![中文])\w)(?:(?![中文])\w|\u0301)*|[^\s]\u0301*"  # "中", "文" are of a script without blanks
 
 
 def levenshtein(a: str, b: str) -> int:
@@ -28,12 +31,12 @@ def levenshtein(a: str, b: str) -> int:
 def brute_force(text: str, context: str, max_words: int | None = None) -> tuple:
     """(start, end, kind) by the definition: every span is normalised, scored and compared in full."""
     text = text.strip()
-    pieces = [match.span() for match in re.finditer(r"\w+|[^\w\s]", context)]
+    pieces = [match.span() for match in re.finditer(UNIT, context)]
     if not text or not pieces:
         return None, None, "empty"
     places = [i for i in range(len(context)) if context.startswith(text, i)]
-    cuts = [any(re.fullmatch(r"\w\w", context[max(edge - 1, 0):edge + 1]) for edge in (i, i + len(text)))
-            for i in places]
+    starts, ends = {start for start, _ in pieces}, {end for _, end in pieces}
+    cuts = [i not in starts or i + len(text) not in ends for i in places]
     if places:
         start = min(zip(cuts, places, strict=True))[1]
         return start, start + len(text), "exact"
@@ -84,7 +87,7 @@ def test_ground_matches_brute_force_over_all_spans(max_words):
     assert min(kinds[kind] for kind in ("exact", "normalised", "repaired", "empty")) >= 5, kinds
 
 
-PASSAGE = "In a party, art was shown: the  Denver Broncos (AFC) won an art prize of $5,000 — 24–10, in 2010."
+PASSAGE = "In a party, art was shown: the  Denver Broncos (AFC) won an art prize of $5,000 — 24–10, in 2010. 守塔人是林·安娜。"
 
 
 @pytest.mark.parametrize("text, kind, expected", [
@@ -98,6 +101,8 @@ PASSAGE = "In a party, art was shown: the  Denver Broncos (AFC) won an art prize
     ("24 to 10", "repaired", "24"),  # "24–10" is one token, another one
     ("the.", "repaired", "the"),  # no token is left of it: by edits
     ("Bronkos", "repaired", "Broncos"),
+    ("林安娜", "repaired", "林·安娜"),
+    ("塔", "exact", "塔"),
     ("", "empty", ""), (" \n", "empty", ""),
 ])
 def test_cases_worked_by_hand(text, kind, expected):
