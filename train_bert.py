@@ -34,10 +34,10 @@ from qa.training.checkpoint import save_checkpoint
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
-from qa.training.precision import choose_precision
+from qa.training.precision import check_scale, choose_precision
 from qa.training.product import Product
 from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
-from qa.training.state import StopSignal, TrainState, agree, not_finite_step
+from qa.training.state import StopSignal, TrainState, agree, diverged, not_finite_step
 
 
 def main() -> None:
@@ -45,7 +45,6 @@ def main() -> None:
     options, typed = parse(BertOptions, __doc__, DEMO_BERT)
     runtime = distributed.start(options.deterministic)
     options, recorded = find_run(options, runtime)
-    precision = choose_precision(kept_precision(options, recorded), runtime.device)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
@@ -56,13 +55,16 @@ def main() -> None:
     model_path = weights.locate(options.model)
     weights.expect_family(model_path, "bert")
     tokenizer = weights.load_tokenizer(model_path)
+    tokenizer_notes = weights.tokenizer_warnings(tokenizer)
     windows = make_windows(training, tokenizer, options.max_length, options.overlap)
     lengths, questions = windows.lengths, [example for passage in training for example in passage.examples]
-    say(data.describe(), *windows.summary.lines(), sep="\n  ")
+    say(data.describe(), *tokenizer_notes, *windows.summary.lines(), sep="\n  ")
 
     # ---- model and optimizer ------------------------------------------------------------------------------------
     distributed.reseed(options.seed, 0, 0)  # every rank draws the same new head
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
+    config = model.config
+    precision = choose_precision(kept_precision(options, recorded), runtime, config.hidden_size, config.intermediate_size)
     model.to(runtime.device, precision.parameter_dtype)
     forward = torch.compile(model, dynamic=True) if options.compile else model
     parameters = list(model.parameters())
@@ -70,7 +72,7 @@ def main() -> None:
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
     say(f"{options.model}: {num_parameters:,} parameters, all trained; head "
-        f"{'from the checkpoint' if head_is_trained else 'new'}; {precision.name} on {runtime.num_ranks} × {runtime.device}",
+        f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime.num_ranks} × {runtime.device}; {precision.reason}",
         *advice(options, typed, num_parameters), sep="\n")
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
@@ -90,10 +92,10 @@ def main() -> None:
     product = Product(
         folder / "model", write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
-                                        f"{options.overlap}, dropout {model.config.hidden_dropout_prob:g}", *scores),
+                                        f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores),
         settings=settings, runtime=runtime)
     product.check(state.best_step)
-    log = RunLog(folder / "log.jsonl", total_steps, state.step, "windows", runtime)
+    log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
         f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
@@ -151,6 +153,9 @@ def main() -> None:
         state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
         log.step(state.step, mean_loss, len(batch), len(batch), options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped, padding=padding_share(shares, lengths))
+        if reason := check_scale(scaler):
+            log.close()
+            raise diverged(step + 1, reason, folder)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
         epoch_ends = (step + 1) % steps_per_epoch == 0
@@ -166,6 +171,9 @@ def main() -> None:
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
     stop.release()
+    if state.skipped > state.updates:
+        log.close()
+        raise diverged(state.step, f"{state.skipped} of {state.step} updates were skipped", folder)
     evaluator.finish()
     log.close()
     finish_run(folder, state, runtime)

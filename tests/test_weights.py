@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -223,30 +222,3 @@ def test_tokenizers_without_wordpieces_are_not_judged(tmp_path):
     tokenizer = Tokenizer(models.BPE({"a": 0, "B": 1}, []))
     tokenizer.normalizer = normalizers.Lowercase()
     assert weights.tokenizer_warnings(PreTrainedTokenizerFast(tokenizer_object=tokenizer)) == []
-
-
-def test_unknown_tokens_are_counted_with_their_share_and_a_word_of_the_text():
-    """An uncased vocabulary whose tokenizer keeps capitals: 2 of 4 words are unknown."""
-    tokenizer = make_word_tokenizer(["london", "lies", "on", "the", "thames"], lowercase=False)
-    context = "London lies on Thames"
-    encoding = tokenizer(context, return_offsets_mapping=True)
-    tokens, offsets = np.array([1, *encoding.input_ids]), np.array([(0, 0), *encoding["offset_mapping"]])  # 1: of a question
-    [(problem, (count, word))] = weights.unknown_tokens(tokens, offsets, lambda place: context, tokenizer).items()
-    assert (count, word) == (3, "'London'") and "60.0%" in problem and "[UNK]" in problem
-    places = []
-    weights.unknown_tokens(tokens, offsets, lambda place: places.append(place) or context, tokenizer)
-    assert places == [1]
-    [(_, (_, word))] = weights.unknown_tokens(tokens[:1], offsets[:1], lambda place: context, tokenizer).items()
-    assert word == "in a question"
-
-
-def test_few_unknown_tokens_are_no_news():
-    tokenizer = make_word_tokenizer(["a"], lowercase=True)
-    tokens, offsets = np.full(1000, 5), np.tile([0, 1], (1000, 1))
-    tokens[:10] = tokenizer.unk_token_id  # 1%; a right tokenizer reads SQuAD with 0.02%
-    assert weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer) == {}
-    tokens[10] = tokenizer.unk_token_id
-    assert len(weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer)) == 1
-    assert weights.unknown_tokens(tokens[:0], offsets[:0], lambda place: "?", tokenizer) == {}
-    tokenizer.unk_token = None
-    assert weights.unknown_tokens(tokens, offsets, lambda place: "?", tokenizer) == {}

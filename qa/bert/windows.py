@@ -25,6 +25,7 @@ from qa.data.squad import Example, Passage, Summary
 from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
+UNUSUAL_SHARE = 0.1  # of tokens that are unknown; in all of SQuAD it is 0.02%, where every capital is unknown 15%
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
 
 
@@ -109,6 +110,11 @@ def _window_parts(passages, tokenizer, max_length, overlap, share, summary) -> I
     for passage, encoding, questions in _encoded_passages(passages, tokenizer):
         token_ids = np.array(encoding.ids, dtype=np.int32)
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        unknown = np.flatnonzero(token_ids == tokenizer.unk_token_id)
+        if len(unknown) > UNUSUAL_SHARE * len(token_ids):
+            first, past = offsets[unknown[0]]
+            summary.add(f"passage with more than {UNUSUAL_SHARE:.0%} of unknown tokens ({tokenizer.unk_token}): is this the "
+                        "model's own tokenizer, and the model one for this language?", repr(passage.text[first:past]))
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > share:

@@ -155,7 +155,7 @@ def open_run(options: TrainOptions, recorded: dict[str, Any] | None, runtime: Ru
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "options.json", {
             **qa_options.record(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
-            "threads": torch.get_num_threads(), "versions": versions()})
+            "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})
     return folder, checkpoint
 
 

@@ -56,8 +56,16 @@ def agree(loss_sum: torch.Tensor, stop: StopSignal, runtime: Runtime) -> tuple[f
     return loss, num_requests > 0
 
 
+def diverged(step: int, reason: str, folder: Path) -> Stopped:
+    """fp16 only: GradScaler skips the updates of a run that has diverged, silently."""
+    return Stopped(f"stopped after step {step}: {reason}; {_kept(folder)}")
+
+
 def not_finite_step(step: int, loss: float, grad_norm: float, question_ids: list[str], folder: Path) -> Stopped:
     """A loss or gradient that is NaN or infinite ends the run before it reaches the weights."""
-    kept = f"the last checkpoint in {folder} is kept" if (folder / "last").exists() else "there is no checkpoint yet"
     return Stopped(f"stopped before the update of step {step}: loss {loss}, gradient norm {grad_norm}; "
-                   f"questions {', '.join(dict.fromkeys(question_ids))}; {kept}")
+                   f"questions {', '.join(dict.fromkeys(question_ids))}; {_kept(folder)}")
+
+
+def _kept(folder: Path) -> str:
+    return f"the last checkpoint in {folder} is kept" if (folder / "last").exists() else "there is no checkpoint"

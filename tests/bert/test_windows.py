@@ -12,7 +12,8 @@ import shutil
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa import weights
 from qa.bert.windows import NUM_SPECIAL, Windows, make_windows, question_share
@@ -268,3 +269,17 @@ def test_batch_takes_rows_in_any_order_and_pads_to_the_longest_of_them(small_squ
     assert {name: str(tensor.dtype) for name, tensor in batch.items()} == {
         "input_ids": "torch.int64", "attention_mask": "torch.bool", "token_type_ids": "torch.int64",
         "start_token": "torch.int64", "end_token": "torch.int64"}
+
+
+def test_a_passage_of_unknown_tokens_is_told_with_a_word_of_it():
+    """An uncased vocabulary whose tokenizer keeps capitals: "London" and "Thames" are [UNK], 2 of 4 tokens."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "london", "lies", "on", "thames"]
+    for lowercase, expected in ((False, ["'London'"]), (True, [])):
+        backend = Tokenizer(models.WordPiece({token: id for id, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+                                            pad_token="[PAD]")
+        example = Example("1", "on?", (), (), False, False)
+        windows = make_windows([Passage("t", "London lies on Thames", [example])], tokenizer, 32, 4)
+        assert [word for problem, (_, word) in windows.summary.problems.items() if "[UNK]" in problem] == expected

