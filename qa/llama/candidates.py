@@ -1,8 +1,9 @@
 """The candidates of exact decoding: which spans of a passage may be an answer, as a trie of their tokens.
 
 A passage is cut into *units* (units.py): runs of letters, runs of digits, single other characters, and single letters of
-scripts that are written without blanks. This is the same for every tokenizer. A candidate is a string from a unit's beginning to a unit's end, whose encoding as an
-answer (`PromptTemplate.answer_ids`, that of training: behind the cue, in one line) has at most so many tokens:
+scripts that are written without blanks. This is the same for every tokenizer. A candidate is a string from a unit's
+beginning to a unit's end, whose encoding as an answer (`PromptTemplate.answer_ids`, that of training: after the cue, in one
+line) has at most so many tokens:
 
     passage      The tower (1889) ...
     units        The | tower | ( | 1889 | )

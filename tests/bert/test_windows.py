@@ -222,8 +222,8 @@ def test_sharing_a_passage_changes_nothing(tokenizer):
     passages = random_passages(7, num_passages=30, longest=60)
     copies = [Passage("title", context, [example]) for example, context in with_contexts(passages)]
     shared, separate = make_windows(passages, tokenizer, 40, 10), make_windows(copies, tokenizer, 40, 10)
-    for field in dataclasses.fields(Windows):
-        assert np.array_equal(getattr(shared, field.name), getattr(separate, field.name)), field.name
+    for name in {field.name for field in dataclasses.fields(Windows)} - {"summary"}:  # which counts passages, too
+        assert np.array_equal(getattr(shared, name), getattr(separate, name)), name
 
 
 def test_passages_are_tokenised_in_chunks_without_a_trace(tokenizer, monkeypatch):

@@ -161,9 +161,9 @@ def test_every_run_of_characters_of_a_script_without_blanks_is_reachable(templat
     text = "".join(rng.choices(letters, k=300))
     places = [place for place in range(301) if is_edge(text, place)]
     answers = [text[start:end] for start, end in (sorted(rng.sample(places, 2)) for _ in range(100))]
-    examples = [Example(str(number), "t", text, "What?", (Answer(answer, text.index(answer)),), (answer,), False, True)
-                for number, answer in enumerate(answers)]  # fmt: skip
-    prompts, _ = encode_examples(template, examples, 2000, max_new_tokens=1000)
+    examples = [Example(str(number), "What?", (Answer(answer, text.index(answer)),), (answer,), False, True)
+                for number, answer in enumerate(answers)]
+    prompts, _ = encode_passages(template, [Passage("t", text, examples)], 2000, max_new_tokens=1000)
     assert reachability(template, examples, prompts, 1000) == (1, 1)
 
 

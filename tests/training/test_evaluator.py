@@ -72,7 +72,8 @@ class FakeLog:
 def make(tmp_path):
     def make_evaluator(held_out, dev_data, **options):
         values = {"eval_every": None, "demo": False, "dev_data": "dev.json"} | options
-        return Evaluator(FakeReader(), FakeProduct(tmp_path), SimpleNamespace(**values), FakeLog(), TrainState(), held_out, dev_data)
+        return Evaluator(FakeReader(), FakeProduct(tmp_path), SimpleNamespace(**values), FakeLog(), TrainState(), held_out,
+                         dev_data)
 
     return make_evaluator
 
