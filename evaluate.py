@@ -73,7 +73,8 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
         conditions = {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples),
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
-                      **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold, "identity": identity(options.data, named)}
+                      **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
+                      "identity": identity(options.data, named)}
         files = result_files(answered.predictions, threshold)
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
         print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}" if metrics else

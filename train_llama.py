@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -102,9 +103,13 @@ def main() -> None:
     settings, _ = resolve("llama", {**asdict(options), "max_length": max_length, "prompt": template.settings()},
                           {"is_v2": data.is_v2})
     reader = LlamaReader(model, template, settings, precision, runtime, micro_tokens)
+
+    def write(to: Path) -> None:
+        save_adapter(model, spec, to, options.model, base_print)
+        tokenizer.save_pretrained(to)
+
     product = Product(
-        folder / "model", write=lambda to: save_adapter(model, tokenizer, spec, to, options.model, base_print),
-        read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
+        folder / "model", write=write, read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores),
         settings=settings, runtime=runtime)

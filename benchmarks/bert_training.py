@@ -32,13 +32,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from processes import run  # noqa: E402
-from qa.predict import answers, predict_bert, score  # noqa: E402
 
 from qa import weights  # noqa: E402
 from qa.bert.model import load_bert  # noqa: E402
+from qa.bert.reader import BertReader  # noqa: E402
 from qa.bert.windows import make_windows  # noqa: E402
 from qa.data.splits import first_passages  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
+from qa.evaluation.scoring import answers, score  # noqa: E402
+from qa.settings import DEFAULTS  # noqa: E402
 from qa.training import distributed  # noqa: E402
 from qa.training.precision import Precision  # noqa: E402
 
@@ -110,9 +112,9 @@ def evaluation_benchmark(args) -> None:
     def mine(name: str):
         model, _ = load_bert(path, 384)
         begin = time.perf_counter()
-        predictions, _ = predict_bert(model, tokenizer, data.passages, max_length=384, overlap=128, max_answer_length=30,
-                                      num_best=20, is_v2=data.is_v2, precision=Precision(name, "cpu"), runtime=runtime,
-                                      micro_tokens=distributed.default_micro_tokens(0, runtime.device))
+        reader = BertReader(model, tokenizer, DEFAULTS["bert"], Precision(name, "cpu"), runtime,
+                            distributed.default_micro_tokens(None, runtime.device))
+        predictions = reader.answer(data).predictions
         return time.perf_counter() - begin, answers(predictions, None), score(data, predictions, None)
 
     ratios: dict[str, list[float]] = {"fp32": [], "bf16": []}

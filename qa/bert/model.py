@@ -115,6 +115,7 @@ def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
     config.architectures = ["BertForQuestionAnswering"]
     config.num_labels = 2
     config.dtype = "float32"
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

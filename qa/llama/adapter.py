@@ -64,15 +64,9 @@ class Adapter:
     extra: dict = field(default_factory=dict)
 
 
-def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file()
-
-
-def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base_name: str,
-                 fingerprint: dict[str, str]) -> None:
-    """Write the three files, and the tokenizer. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
+def save_adapter(model: nn.Module, spec: LoraSpec, folder: Path, base_name: str, fingerprint: dict[str, str]) -> None:
+    """Write the three files. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

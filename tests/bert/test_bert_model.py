@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from qa.bert.product import save_bert
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -25,11 +24,10 @@ from transformers import (
 )
 
 from qa import weights
-from qa.bert.model import BertSpanModel, load_bert, span_loss
+from qa.bert.model import BertSpanModel, load_bert, load_weights, save_bert, span_loss
 from qa.bert.windows import make_windows
 from qa.data.squad import parse_squad
 from qa.errors import UserError
-from qa.evaluation.results import read_settings
 from qa.training.dropout import Dropout
 
 SIZES = dict(vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -163,8 +161,7 @@ def test_product_loads_in_transformers_with_the_same_logits(tiny_bert_folder, ba
     model, head_is_trained = load_bert(tiny_bert_folder, 128)
     assert not head_is_trained
     tokenizer = weights.load_tokenizer(tiny_bert_folder)
-    settings = {"max_length": 64, "na_threshold": -1.5}
-    save_bert(model, tokenizer, tmp_path / "model", settings, "# A model card\n")
+    save_bert(model, tokenizer, tmp_path / "model")
     loaded, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(loaded) is BertForQuestionAnswering and not any(info.values()), info
     assert loaded.config.num_labels == 2 and loaded.dtype == torch.float32
@@ -176,23 +173,18 @@ def test_product_loads_in_transformers_with_the_same_logits(tiny_bert_folder, ba
             assert_close(found[real], expected[real], 1e-5)
     text = "When was the Calford Bridge opened?"
     assert AutoTokenizer.from_pretrained(tmp_path / "model")(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert read_settings(tmp_path / "model") == settings
-    assert (tmp_path / "model" / "README.md").read_text() == "# A model card\n"
 
 
-def test_product_comes_back_to_the_bit_and_replaces_an_older_one(tiny_bert_folder, tmp_path):
+def test_weights_come_back_to_the_bit(tiny_bert_folder, tmp_path):
     model, _ = load_bert(tiny_bert_folder, 128)
-    tokenizer = weights.load_tokenizer(tiny_bert_folder)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "left-over.txt").write_text("of an older product")
-    for _ in range(2):
-        save_bert(model.double(), tokenizer, tmp_path / "model", {}, "")
-    again, head_is_trained = load_bert(tmp_path / "model", 128)
+    save_bert(model.double(), weights.load_tokenizer(tiny_bert_folder), tmp_path)
+    again, head_is_trained = load_bert(tmp_path, 128)
+    other, _ = load_bert(tiny_bert_folder, 128)
+    load_weights(other, tmp_path)
     assert head_is_trained
     for name, tensor in again.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, model.float().state_dict()[name])
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert not (tmp_path / "model" / "left-over.txt").exists()
+        assert torch.equal(tensor, other.state_dict()[name])
 
 
 # ---- what loads ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from qa.llama.adapter import (
     OWN_FILE,
     WEIGHTS_FILE,
     base_fingerprint,
-    is_adapter,
     is_same_base,
     load_adapter,
     read_adapter,
@@ -85,7 +84,6 @@ def their_folder(base, folder, **settings):
 @pytest.mark.parametrize("name", THEIR_SETTINGS)
 def test_folders_of_peft_load_here(tiny_llama, tmp_path, name):
     theirs = their_folder(tiny_llama, tmp_path, **THEIR_SETTINGS[name])
-    assert is_adapter(tmp_path)
     adapter = read_adapter(tmp_path)
     assert adapter.base_fingerprint is None and adapter.extra == {}
     assert load_adapter(tiny_llama, adapter) == []
@@ -119,7 +117,7 @@ def test_our_folders_load_in_peft_and_here(tiny_llama, tmp_path, name):
     fingerprint = base_fingerprint(base)
     inject_lora(tiny_llama, OUR_SPECS[name])
     randomise(tiny_llama)
-    save_adapter(tiny_llama, OUR_SPECS[name], tmp_path, "some/base", fingerprint, {"prompt": "plain"})
+    save_adapter(tiny_llama, OUR_SPECS[name], tmp_path, "some/base", fingerprint)
     expected = tiny_llama(input_ids=IDS).logits
 
     theirs = peft.PeftModel.from_pretrained(base, tmp_path)
@@ -128,7 +126,7 @@ def test_our_folders_load_in_peft_and_here(tiny_llama, tmp_path, name):
     assert (theirs(input_ids=IDS).logits - expected).abs().max() <= 1e-6 * expected.abs().max()
 
     adapter = read_adapter(tmp_path)
-    assert (adapter.base_name, adapter.extra) == ("some/base", {"prompt": "plain"})
+    assert (adapter.base_name, adapter.extra) == ("some/base", {})
     assert load_adapter(again, adapter, "some/base") == []
     assert torch.equal(again(input_ids=IDS).logits, expected)
     assert adapter.spec.rank == OUR_SPECS[name].rank and adapter.spec.dropout == OUR_SPECS[name].dropout
@@ -256,7 +254,7 @@ def saved(tiny_llama, tmp_path):
     base = copy.deepcopy(tiny_llama)
     inject_lora(tiny_llama, LoraSpec())
     randomise(tiny_llama)
-    save_adapter(tiny_llama, LoraSpec(), tmp_path, "base-a", base_fingerprint(base), {})
+    save_adapter(tiny_llama, LoraSpec(), tmp_path, "base-a", base_fingerprint(base))
     return base, tmp_path
 
 
