@@ -57,6 +57,7 @@ def main() -> None:
 
 def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runtime: Runtime) -> None:
     """Predict every question, score the predictions if there are answers, write the files. Every rank predicts its share."""
+    say = print if runtime.is_main else lambda *_, **__: None
     named = settings_typed(options, typed)
     folder = options.out or default_folder(options.ckpt, options.data, named)
     check_out(folder)
@@ -64,8 +65,8 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
     settings = reader.settings
     if data.is_v2 and settings.is_v2 is False:
         notes.append(f"warning: {options.ckpt} was trained on v1.1 data and has not learnt to give no answer")
-    if runtime.is_main:
-        print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    for note in notes:
+        say(note, file=sys.stderr if note.startswith("warning") else sys.stdout)
     answered = reader.answer(data)
     threshold = (settings.na_threshold or 0.0) if data.is_v2 else None
     metrics = score(data, answered.predictions, threshold) if data.has_answers else {}
@@ -74,7 +75,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
                       **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
-                      "identity": identity(options.data, named)}
+                      "notes": [*notes, *answered.notes], "identity": identity(options.data, named)}
         files = result_files(answered.predictions, threshold)
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
         print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}" if metrics else

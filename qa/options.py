@@ -202,6 +202,8 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
     values = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
     typed = set(values)
+    if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
+        raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
     if values.get("demo") and demo:
         values = {**demo, **values}
     if values.get("dev_data", "none") == "none" and issubclass(cls, TrainOptions):

@@ -225,7 +225,7 @@ def test_position_ids_of_older_checkpoints_are_no_surprise(tmp_path):
     load_bert(folder, 128)
 
 
-@pytest.mark.parametrize("dropout, expected", [(-1, 0.1), (0.0, 0.0), (0.3, 0.3)])
+@pytest.mark.parametrize("dropout, expected", [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
 def test_dropout_is_the_configs_or_the_given_one(tiny_bert_folder, dropout, expected):
     model, _ = load_bert(tiny_bert_folder, 128, dropout)
     found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]

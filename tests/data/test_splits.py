@@ -106,7 +106,7 @@ def test_max_questions_counts_trainable_questions_outside_the_held_out_articles(
 
 
 @pytest.mark.parametrize("is_v2, share, expected",
-                         [(False, -1, 0.0), (True, -1, 0.05), (True, 0, 0.0), (False, 0.1, 0.1)])
+                         [(False, None, 0.0), (True, None, 0.05), (True, 0, 0.0), (False, 0.1, 0.1)])
 def test_held_out_share_is_five_percent_by_default_for_v2_alone(is_v2, share, expected):
     passages = make_passages(60)
     examples = questions(passages)
