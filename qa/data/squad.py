@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qa.data.fields import Question, is_v2_version, read_question
 from qa.errors import UserError
 
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
@@ -125,14 +126,13 @@ def parse_squad(document: object, source: str) -> SquadData:
     rows = list(_questions(articles, source, summary))
     if not rows:
         raise UserError(f"{source}: no question in it (articles: {len(articles)}); expected data → paragraphs → qas")
-    version = str(document.get("version", ""))
-    is_v2 = version.lower().lstrip("v").startswith("2") or any("is_impossible" in qa for _, _, qa in rows)
-    has_answers = any(qa.get("answers") or qa.get("is_impossible") for _, _, qa in rows)
+    is_v2 = is_v2_version(document.get("version")) or any(asked.is_impossible is not None for _, _, asked in rows)
+    has_answers = any(asked.is_impossible or asked.answers() for _, _, asked in rows)
     seen: set[str] = set()
     passages: dict[tuple[str, str], Passage] = {}
-    for title, context, qa in rows:
+    for title, context, asked in rows:
         passage = passages.setdefault((title, context), Passage(title, context, []))
-        passage.examples.append(_example(context, qa, is_v2, has_answers, seen, summary))
+        passage.examples.append(_example(context, asked, is_v2, has_answers, seen, summary))
     return SquadData(source, list(passages.values()), is_v2, has_answers, summary)
 
 
@@ -140,21 +140,17 @@ def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
     """The hub's flat rows, one question each, as a file with one passage per question, whose equal passages are then joined."""
     articles: dict[str, list[dict]] = {}
     for row in rows:
-        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
-        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-        question = {"id": row["id"], "question": row["question"], "answers": answers}
-        if is_v2:
-            question["is_impossible"] = not answers
+        question = {"id": row["id"], "question": row["question"], "answers": row["answers"]}
         articles.setdefault(row["title"], []).append({"context": row["context"], "qas": [question]})
     data = [{"title": title, "paragraphs": paragraphs} for title, paragraphs in articles.items()]
     return parse_squad({"version": "v2.0" if is_v2 else "1.1", "data": data}, source)
 
 
-def locate(context: str, text: str, claimed_start: object) -> int | None:
+def locate(context: str, text: str, claimed_start: int | None) -> int | None:
     """The answer's start: the claimed one if the text stands there, else its only occurrence, else None."""
     if not text:
         return None
-    if isinstance(claimed_start, int) and claimed_start >= 0 and context.startswith(text, claimed_start):
+    if claimed_start is not None and claimed_start >= 0 and context.startswith(text, claimed_start):
         return claimed_start
     first = context.find(text)
     only_one = first >= 0 and context.find(text, first + 1) < 0
@@ -162,7 +158,7 @@ def locate(context: str, text: str, claimed_start: object) -> int | None:
 
 
 def _questions(articles: list, source: str, summary: Summary):
-    """(title, context, question object) in file order; what lacks a field is counted and passed over."""
+    """(title, context, question) in file order; what lacks a field is counted and passed over."""
     for article_number, article in enumerate(articles):
         place = f"article {article_number}"
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
@@ -178,49 +174,46 @@ def _questions(articles: list, source: str, summary: Summary):
                 continue
             for qa in qas:
                 if isinstance(qa, dict) and isinstance(qa.get("question"), str) and qa.get("id") not in (None, ""):
-                    yield title, context, qa
+                    yield title, context, read_question(qa)
                 else:
                     summary.add("question without the field id or question, passed over", title)
 
 
-def _example(context: str, qa: dict, is_v2: bool, has_answers: bool, seen: set[str], summary: Summary) -> Example:
+def _example(context: str, asked: Question, is_v2: bool, has_answers: bool, seen: set[str], summary: Summary) -> Example:
     """Check one question; every reason to leave it out of training is counted."""
-    question_id, question = str(qa["id"]), qa["question"]
-    claims = qa.get("answers") or []
-    claims = claims if isinstance(claims, list) else [claims]
-    golds = [claim for claim in claims if isinstance(claim, dict) and isinstance(claim.get("text"), str)]
-    gold_texts = tuple(gold["text"] for gold in golds)
-    faults = []
-    if len(golds) < len(claims):
-        faults.append("answer without the field text, left out of training")
-    if question_id in seen:
-        faults.append("duplicate id, left out of training")
-    seen.add(question_id)
-    if not question.strip():
-        faults.append("empty question, left out of training")
+    faults, claims = list(asked.faults), asked.answers()
+    if asked.id in seen:
+        faults.append("duplicate id")
+    seen.add(asked.id)
+    if not asked.text.strip():
+        faults.append("empty question")
     if not context.strip():
-        faults.append("empty passage, left out of training")
-    if has_answers and is_v2 and bool(qa.get("is_impossible")) == bool(claims):
-        faults.append("is_impossible contradicts the answers, left out of training")
-    if has_answers and not is_v2 and not claims:
-        faults.append("unanswerable question in v1.1 data, left out of training")
+        faults.append("empty passage")
+    if len(claims) < len(asked.claims):
+        summary.add("answer without a character, taken as no answer", asked.id)
+    if has_answers and not asked.faults:
+        if asked.is_impossible is not None and asked.is_impossible == bool(claims):
+            faults.append("is_impossible contradicts the answers")
+        elif not is_v2 and not claims:
+            faults.append("unanswerable question in v1.1 data")
 
     answers = []
-    for number, gold in enumerate(golds):
-        start = locate(context, gold["text"], gold.get("answer_start"))
+    for number, (text, claimed_start) in enumerate(claims):
+        start = locate(context, text, claimed_start)
         if start is None and number == 0:
-            faults.append("answer not at its offset, nor at one other place alone, left out of training")
+            faults.append("answer not at its offset, nor at one other place alone")
         elif start is None:
-            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", question_id)
+            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", asked.id)
         else:
-            answers.append(Answer(gold["text"], start))
-            if start != gold.get("answer_start"):
-                summary.add("answer moved to its only occurrence in the passage", question_id)
+            answers.append(Answer(text, start))
+            if start != claimed_start:
+                summary.add("answer moved to its only occurrence in the passage", asked.id)
     for fault in faults:
-        summary.add(fault, question_id)
-    is_impossible = is_v2 and has_answers and not claims
+        summary.add(f"{fault}, left out of training", asked.id)
+    gold_texts = tuple(text for text, _ in (claims if is_v2 else asked.claims))  # "" is no gold of v2.0's, but one of v1.1's
+    is_impossible = is_v2 and has_answers and not claims and not asked.faults
     trainable = has_answers and not faults and bool(answers or is_impossible)
-    return Example(question_id, question, tuple(answers), gold_texts, is_impossible, trainable)
+    return Example(asked.id, asked.text, tuple(answers), gold_texts, is_impossible, trainable)
 
 
 def _read_json(path: Path) -> object:
