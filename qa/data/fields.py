@@ -4,6 +4,7 @@
                     {"text": ["1871"], "answer_start": [33]}     the hub's
                     {"text": "1871", "answer_start": 33}         one answer
                     [], {}, null, [{"text": ""}], [{"text": null}]    no answer
+    id              a text or a number; it may be missing, or that of another question too: squad.py makes it unique
     is_impossible   true, "True", "1", 1; where it is missing or null, the answers tell
 
 Used by: squad.py, which checks what was read.
@@ -30,7 +31,7 @@ class Claim(NamedTuple):
 class Question:
     """What a file says of one question."""
 
-    id: str
+    id: str  # "" if the file does not say
     text: str
     claims: list[Claim]
     is_impossible: bool | None  # None: the file does not say
@@ -42,10 +43,12 @@ class Question:
 
 
 def read_question(qa: dict) -> Question:
-    """Read a question object, whose `id` and `question` are there."""
+    """Read a question object, whose `question` is a text."""
     faults: list[str] = []
     claims = _claims(qa.get("answers"), faults)
-    return Question(str(qa["id"]), qa["question"], claims, _flag(qa.get("is_impossible"), faults), faults)
+    question_id = qa.get("id")
+    is_id = isinstance(question_id, str | int | float) and str(question_id).strip()
+    return Question(str(question_id) if is_id else "", qa["question"], claims, _flag(qa.get("is_impossible"), faults), faults)
 
 
 def is_v2_version(version: object) -> bool:

@@ -15,13 +15,15 @@ Used by: windows.py and prompt.py (features), splits.py (parts of the data), met
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qa.data.fields import Question, is_v2_version, read_question
 from qa.errors import UserError
 
+Row = tuple[str, str, Question]  # of a file: an article's title, a context, a question about it
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 DEMO_NAMES = ("demo", "demo_v2")
 
@@ -42,7 +44,7 @@ class Answer:
 class Example:
     """One question about a passage."""
 
-    id: str
+    id: str  # unique in its SquadData
     question: str
     answers: tuple[Answer, ...]  # located in the passage, in the file's order; the first one is the training label
     gold_texts: tuple[str, ...]  # every answer text just as the file has it: what scoring compares with
@@ -80,6 +82,7 @@ class SquadData:
     is_v2: bool
     has_answers: bool  # False: a file to predict, not to score
     summary: Summary
+    repeated_ids: frozenset[str] = frozenset()  # ids that several questions of the file have; none is an Example's
 
     @property
     def examples(self) -> list[Example]:
@@ -128,12 +131,13 @@ def parse_squad(document: object, source: str) -> SquadData:
         raise UserError(f"{source}: no question in it (articles: {len(articles)}); expected data → paragraphs → qas")
     is_v2 = is_v2_version(document.get("version")) or any(asked.is_impossible is not None for _, _, asked in rows)
     has_answers = any(asked.is_impossible or asked.answers() for _, _, asked in rows)
-    seen: set[str] = set()
+    rows = _without_repeats(rows, summary)
+    ids, repeated_ids = _unique_ids(rows, summary)
     passages: dict[tuple[str, str], Passage] = {}
-    for title, context, asked in rows:
+    for question_id, (title, context, asked) in zip(ids, rows, strict=True):
         passage = passages.setdefault((title, context), Passage(title, context, []))
-        passage.examples.append(_example(context, asked, is_v2, has_answers, seen, summary))
-    return SquadData(source, list(passages.values()), is_v2, has_answers, summary)
+        passage.examples.append(_example(question_id, context, asked, is_v2, has_answers, summary))
+    return SquadData(source, list(passages.values()), is_v2, has_answers, summary, repeated_ids)
 
 
 def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
@@ -157,7 +161,7 @@ def locate(context: str, text: str, claimed_start: int | None) -> int | None:
     return first if only_one else None
 
 
-def _questions(articles: list, source: str, summary: Summary):
+def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
     """(title, context, question) in file order; what lacks a field is counted and passed over."""
     for article_number, article in enumerate(articles):
         place = f"article {article_number}"
@@ -173,24 +177,58 @@ def _questions(articles: list, source: str, summary: Summary):
                 summary.add("passage without the field context or qas, passed over", title)
                 continue
             for qa in qas:
-                if isinstance(qa, dict) and isinstance(qa.get("question"), str) and qa.get("id") not in (None, ""):
+                if isinstance(qa, dict) and isinstance(qa.get("question"), str):
                     yield title, context, read_question(qa)
                 else:
-                    summary.add("question without the field id or question, passed over", title)
+                    summary.add("question without the field question, passed over", title)
 
 
-def _example(context: str, asked: Question, is_v2: bool, has_answers: bool, seen: set[str], summary: Summary) -> Example:
+def _without_repeats(rows: list[Row], summary: Summary) -> list[Row]:
+    """A question that stands in the file twice, id and passage and all, is one question with the answers of both."""
+    first: dict[tuple[str, str, str], Question] = {}
+    kept = []
+    for title, context, asked in rows:
+        same = first.setdefault((asked.id, context, asked.text), asked) if asked.id else asked
+        if same is asked:
+            kept.append((title, context, asked))
+        else:
+            same.claims += [claim for claim in asked.claims if claim not in same.claims]
+            same.faults += asked.faults
+            summary.add("question that stands in the file before (same id, passage and text), joined with it", asked.id)
+    return kept
+
+
+def _unique_ids(rows: list[Row], summary: Summary) -> tuple[list[str], frozenset[str]]:
+    """An id for every question, by which it is predicted and scored; and the ids of the file that several questions have.
+
+    Ids that restart in every document: the question "0" of the article "Kolvik" is "Kolvik/0", a second one "Kolvik/0/2".
+    """
+    counts = Counter(asked.id for _, _, asked in rows)
+    repeated = frozenset(question_id for question_id, count in counts.items() if count > 1 and question_id)
+    taken, uses, ids = set(counts), Counter(), []
+    for number, (title, _, asked) in enumerate(rows, start=1):
+        question_id = asked.id
+        if not asked.id or asked.id in repeated:
+            wanted = f"{title}/{asked.id}" if asked.id else f"question-{number}"
+            while question_id in taken:
+                uses[wanted] += 1
+                question_id = wanted if uses[wanted] == 1 else f"{wanted}/{uses[wanted]}"
+            summary.add("id that several questions have, made unique with the article's title" if asked.id else
+                        "question without an id, named by its number in the file", question_id)
+        taken.add(question_id)
+        ids.append(question_id)
+    return ids, repeated
+
+
+def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_answers: bool, summary: Summary) -> Example:
     """Check one question; every reason to leave it out of training is counted."""
     faults, claims = list(asked.faults), asked.answers()
-    if asked.id in seen:
-        faults.append("duplicate id")
-    seen.add(asked.id)
     if not asked.text.strip():
         faults.append("empty question")
     if not context.strip():
         faults.append("empty passage")
     if len(claims) < len(asked.claims):
-        summary.add("answer without a character, taken as no answer", asked.id)
+        summary.add("answer without a character, taken as no answer", question_id)
     if has_answers and not asked.faults:
         if asked.is_impossible is not None and asked.is_impossible == bool(claims):
             faults.append("is_impossible contradicts the answers")
@@ -203,17 +241,17 @@ def _example(context: str, asked: Question, is_v2: bool, has_answers: bool, seen
         if start is None and number == 0:
             faults.append("answer not at its offset, nor at one other place alone")
         elif start is None:
-            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", asked.id)
+            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", question_id)
         else:
             answers.append(Answer(text, start))
             if start != claimed_start:
-                summary.add("answer moved to its only occurrence in the passage", asked.id)
+                summary.add("answer moved to its only occurrence in the passage", question_id)
     for fault in faults:
-        summary.add(f"{fault}, left out of training", asked.id)
+        summary.add(f"{fault}, left out of training", question_id)
     gold_texts = tuple(text for text, _ in (claims if is_v2 else asked.claims))  # "" is no gold of v2.0's, but one of v1.1's
     is_impossible = is_v2 and has_answers and not claims and not asked.faults
     trainable = has_answers and not faults and bool(answers or is_impossible)
-    return Example(asked.id, asked.text, tuple(answers), gold_texts, is_impossible, trainable)
+    return Example(question_id, asked.text, tuple(answers), gold_texts, is_impossible, trainable)
 
 
 def _read_json(path: Path) -> object:

@@ -70,8 +70,12 @@ def _read_object(path: str | Path, what: str) -> dict:
 
 
 def _count_unknown_ids(path: str | Path, values: dict, data: SquadData) -> int:
-    """How many ids of the file the data does not have; all of them is an error."""
+    """How many ids of the file the data does not have; all of them is an error, and so is one that is several questions'."""
     ids = {example.id for example in data.examples}
+    if shared := [question_id for question_id in values if question_id in data.repeated_ids]:
+        raise UserError(f"{path}: {len(shared):,} of its ids (first: {_show(shared[0])}) are those of several questions of "
+                        f"{data.source} each, and one prediction cannot answer them all; expected the unique ids, "
+                        f'"title/id", that evaluate.py writes')
     num_unknown = len(values.keys() - ids)
     if num_unknown == len(values):
         first = f" (first: {_show(next(iter(values)))})" if values else ""

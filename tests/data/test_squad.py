@@ -3,13 +3,15 @@
 import codecs
 import json
 import os
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from qa.data.squad import Answer, load_squad, locate, parse_hub_rows, parse_squad
 from qa.errors import UserError
-from qa.evaluation.metrics import score_v2
+from qa.evaluation.metrics import score_v1, score_v2
 
 CONTEXT = "Tor Vald built the bridge in 1846. The bridge cost 120 marks, and Tor Vald paid 60 of them."
 
@@ -78,10 +80,52 @@ def test_fault_is_counted_by_name_and_its_question_is_not_trained_on(problem):
     assert f"  2 × {problem} (e.g. x)" in data.describe().splitlines()
 
 
-def test_duplicate_ids_are_counted_and_only_the_first_is_trained_on():
-    data = parse(qa("x"), qa("y"), qa("x"), qa("x"))
-    assert data.summary.problems == {"duplicate id" + LEFT_OUT: (2, "x")}
-    assert [example.trainable for example in data.examples] == [True, True, False, False]
+def test_ids_that_restart_in_each_document_are_made_unique():
+    """Every question is trained on, predicted and scored: all right is 100."""
+    documents = [{"title": title, "paragraphs": [{"context": CONTEXT + title, "qas": [qa(0), qa(1, answers=[answer])]}]}
+                 for title, answer in (("Bridges", ("120", 51)), ("Bridge", ("marks", 55)))]
+    data = parse_squad({"data": documents}, "file.json")
+    assert [example.id for example in data.examples] == ["Bridges/0", "Bridges/1", "Bridge/0", "Bridge/1"]
+    assert all(example.trainable for example in data.examples) and data.repeated_ids == {"0", "1"}
+    found = "id that several questions have, made unique with the article's title"
+    assert data.summary.problems == {found: (4, "Bridges/0")}
+    perfect = {example.id: example.answers[0].text for example in data.examples}
+    assert score_v1(data.examples, perfect) == {"exact_match": 100, "f1": 100, "total": 4}
+
+
+def test_a_question_that_stands_twice_is_one_with_the_answers_of_both():
+    data = parse(qa("x"), qa("y"), qa("x"), qa("x", answers=[("in 1846", 26), ("1846", 29)]))
+    found = "question that stands in the file before (same id, passage and text), joined with it"
+    assert data.summary.problems == {found: (2, "x")} and data.repeated_ids == frozenset()
+    assert [(example.id, example.gold_texts, example.trainable) for example in data.examples] == [
+        ("x", ("1846", "in 1846"), True), ("y", ("1846",), True)]
+
+
+def test_questions_without_an_id_are_named_by_their_number():
+    missing = {"question": "When?", "answers": [{"text": "1846", "answer_start": 29}]}
+    data = parse(missing, qa("question-3"), missing | {"id": None}, missing | {"id": " "}, missing | {"id": [["x"]]}, qa(0),
+                 qa(1.5))
+    ids = [example.id for example in data.examples]
+    assert ids == ["question-1", "question-3", "question-3/2", "question-4", "question-5", "0", "1.5"]
+    assert data.summary.problems == {"question without an id, named by its number in the file": (4, "question-1")}
+    assert all(example.trainable for example in data.examples)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ids_are_unique_whatever_the_files_are(seed):
+    """And an id that one question has is left as it is."""
+    rng = random.Random(seed)
+    pool = [None, "", 0, "0", "1", "T/0", "T/0/2", "T/0/3", "question-2", "question-2/2", *range(10, 20)]
+    asked = [qa(rng.choice(pool), question=f"question {number}") for number in range(rng.randint(1, 25))]
+    articles = [{"title": rng.choice(["T", "T/0", "U"]), "paragraphs": [{"context": CONTEXT, "qas": [one]}]} for one in asked]
+    data = parse_squad({"data": articles}, "file.json")
+    ids = {example.question: example.id for example in data.examples}
+    counts = Counter(str(one["id"]) for one in asked)
+    assert len(ids) == len(set(ids.values())) == len(asked)
+    for one in asked:
+        is_kept = one["id"] not in (None, "") and counts[str(one["id"])] == 1
+        assert (ids[one["question"]] == str(one["id"])) == is_kept
+    assert data.repeated_ids.isdisjoint(ids.values())
 
 
 @pytest.mark.parametrize("context", ["", " \r\n\t"])
@@ -91,12 +135,11 @@ def test_empty_passage_is_counted_with_all_its_questions(context):
     assert not any(example.trainable for example in data.examples) and data.passages[0].text == context
 
 
-@pytest.mark.parametrize("faulty", [{"id": "x"}, {"question": "When?"}, {"id": "", "question": "When?"}, "When?",
-                                    {"id": None, "question": "When?"}, {"id": "x", "question": 5}])
-def test_question_without_its_fields_is_passed_over_and_counted(faulty):
+@pytest.mark.parametrize("faulty", [{"id": "x"}, "When?", {"id": "x", "question": 5}, {"id": "x", "question": None}, None])
+def test_question_without_its_text_is_passed_over_and_counted(faulty):
     data = parse(qa("a"), faulty)
     assert [example.id for example in data.examples] == ["a"]
-    assert data.summary.problems == {"question without the field id or question, passed over": (1, "Bridges")}
+    assert data.summary.problems == {"question without the field question, passed over": (1, "Bridges")}
 
 
 @pytest.mark.parametrize("faulty", [{"context": CONTEXT}, {"qas": [qa()]}, {"context": 5, "qas": [qa()]}, [qa()],

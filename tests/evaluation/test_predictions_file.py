@@ -56,6 +56,18 @@ def test_other_forms_are_one_line_errors(tmp_path, load, content, found):
     assert found in message(load, write(tmp_path, content), make_data("1"))
 
 
+@pytest.mark.parametrize("load, value", [(load_predictions, "cat"), (load_na_probs, 0.5)])
+def test_an_id_of_several_questions_is_refused_with_what_to_write(tmp_path, load, value):
+    """One prediction for both would be wrong for one of them, silently."""
+    articles = [{"title": title, "paragraphs": [{"context": "The cat sat.", "qas": [{"id": 0, "question": "Who sat?"}]}]}
+                for title in ("a", "b")]
+    articles[1]["paragraphs"][0]["context"] += " It slept."
+    data = parse_squad({"version": "v2.0", "data": articles}, "dev.json")
+    said = message(load, write(tmp_path, {"0": value, "b/0": value}), data)
+    assert '"0"' in said and "several questions" in said and "title/id" in said
+    assert load(write(tmp_path, {"a/0": value, "b/0": value}), data) == {"a/0": value, "b/0": value}
+
+
 @pytest.mark.parametrize("load", [load_predictions, load_na_probs])
 def test_unreadable_files_are_one_line_errors(tmp_path, load):
     assert "No such file" in message(load, tmp_path / "none.json", make_data("1"))
