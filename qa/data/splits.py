@@ -43,27 +43,47 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
 def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
     """Split into (training, held out) by article, so that no passage or topic is on both sides.
 
-    Articles are drawn in shuffled order until the held-out side has at least `share` of the questions.
+    Articles are drawn in shuffled order until the held-out side has at least `share` of the questions. Articles that have a
+    passage in common are one: some files have an article, and the whole passage, for every question.
 
     Raises:
         UserError: fewer than two articles, or a share that leaves nothing to train on.
     """
+    article_of = _joined_articles(passages)
     sizes: Counter[str] = Counter()
     for passage in passages:
-        sizes[passage.title] += len(passage.examples)
+        sizes[article_of[passage.title]] += len(passage.examples)
     if len(sizes) < 2:
-        raise UserError(f"--held-out {share:g}: needs at least two articles (titles), found {len(sizes)}; "
-                        "use --held-out 0, or give each document its own title")
-    titles = sorted(sizes)
-    random.Random(seed).shuffle(titles)
+        raise UserError(f"--held-out {share:g}: needs at least two articles (titles) without a passage in common, found "
+                        f"{len(article_of)} title(s) of {len(sizes)}; use --held-out 0, or give each document its own title")
+    articles = sorted(sizes)
+    random.Random(seed).shuffle(articles)
     held, num_held = set(), 0
-    for title in titles[:-1]:  # the last article always stays in training
+    for article in articles[:-1]:  # the last article always stays in training
         if num_held >= share * sizes.total():
             break
-        held.add(title)
-        num_held += sizes[title]
-    training = [passage for passage in passages if passage.title not in held]
-    return training, [passage for passage in passages if passage.title in held]
+        held.add(article)
+        num_held += sizes[article]
+    training = [passage for passage in passages if article_of[passage.title] not in held]
+    return training, [passage for passage in passages if article_of[passage.title] in held]
+
+
+def _joined_articles(passages: list[Passage]) -> dict[str, str]:
+    """{title: the first title of its article}, by a union-find: titles are joined by a passage with the same text."""
+    parent: dict[str, str] = {}
+    first_title: dict[str, str] = {}
+
+    def root(title: str) -> str:
+        while parent[title] != title:
+            parent[title] = title = parent[parent[title]]
+        return title
+
+    for passage in passages:
+        parent.setdefault(passage.title, passage.title)
+        if passage.text.strip():  # an empty passage joins nothing
+            first, second = sorted((root(passage.title), root(first_title.setdefault(passage.text, passage.title))))
+            parent[second] = first
+    return {title: root(title) for title in parent}
 
 
 def first_passages(passages: list[Passage], num_questions: int, seed: int) -> list[Passage]:

@@ -62,6 +62,44 @@ def test_one_article_cannot_be_split():
     assert "--held-out 0.1" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("titled", [True, False])
+def test_no_passage_is_on_both_sides_where_each_question_is_an_article(titled):
+    """As some exporters write it: the passage anew for every question, under its own title or none."""
+    articles = []
+    for number in range(60):
+        qas = [{"id": str(number), "question": f"what {number}?", "answers": [{"text": "passage", "answer_start": 0}]}]
+        title = {"title": f"question {number}"} if titled else {}
+        articles.append({"paragraphs": [{"context": f"passage {number % 12}", "qas": qas}], **title})
+    training, held_out = training_split(parse_squad({"data": articles}, "file.json"), 0, 0.2, seed=0)
+    texts = {passage.text for passage in training}
+    assert len(texts) == 9 and texts.isdisjoint(passage.text for passage in held_out.passages)  # 3 of 12 passages: 25%
+    assert len(questions(training)) == 45 and len(held_out.examples) == 15
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_joined_articles_are_the_connected_components(seed):
+    """Against a search that floods from each title; passages with blank texts join nothing."""
+    rng = random.Random(seed)
+    example = Example("q", "what?", (), (), False, True)
+    passages = [Passage(rng.choice("abcdefghij"), rng.choice(["", " ", *"0123456789ABCDEF"]), [example]) for _ in range(18)]
+    neighbours = {title: {one.title for one in passages for other in passages if one.text == other.text and one.text.strip()
+                          and other.title == title} for title in titles(passages)}
+    components = set()
+    for title in neighbours:
+        component = {title}
+        while (grown := component.union(*(neighbours[one] for one in component))) != component:
+            component = grown
+        components.add(frozenset(component))
+    if len(components) < 2:
+        with pytest.raises(UserError, match="--held-out 0.4: needs at least two articles .titles. without a passage in common"):
+            hold_out_articles(passages, 0.4, seed)
+        return
+    training, held_out = hold_out_articles(passages, 0.4, seed)
+    assert training and held_out
+    assert all(component <= titles(training) or component <= titles(held_out) for component in components)
+    assert not titles(training) & titles(held_out)
+
+
 def test_samples_are_whole_passages_in_shuffled_order_and_nested():
     passages = make_passages(30)
     everything = first_passages(passages, 10**6, seed=5)
