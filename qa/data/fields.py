@@ -7,7 +7,8 @@
     id              a text or a number; it may be missing, or that of another question too: squad.py makes it unique
     is_impossible   true, "True", "1", 1; where it is missing or null, the answers tell
 
-Used by: squad.py, which checks what was read.
+Half a surrogate pair ("\\ud83d" without its other half), which no tokenizer takes, becomes U+FFFD: one character for one, so
+that offsets stay. Used by: squad.py, which checks what was read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 NOTHING = (None, "", {}, [])
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Claim(NamedTuple):
@@ -36,6 +38,7 @@ class Question:
     claims: list[Claim]
     is_impossible: bool | None  # None: the file does not say
     faults: list[str]  # what cannot be read
+    has_half_pair: bool  # one of its texts had, before it was replaced
 
     def answers(self) -> list[Claim]:
         """The claims that say something: "" is how some files write "no answer"."""
@@ -45,15 +48,22 @@ class Question:
 def read_question(qa: dict) -> Question:
     """Read a question object, whose `question` is a text."""
     faults: list[str] = []
-    claims = _claims(qa.get("answers"), faults)
-    question_id = qa.get("id")
-    is_id = isinstance(question_id, str | int | float) and str(question_id).strip()
-    return Question(str(question_id) if is_id else "", qa["question"], claims, _flag(qa.get("is_impossible"), faults), faults)
+    claims, is_impossible = _claims(qa.get("answers"), faults), _flag(qa.get("is_impossible"), faults)
+    question_id = str(qa["id"]) if isinstance(qa.get("id"), str | int | float) else ""
+    texts = [question_id, qa["question"], *(claim.text for claim in claims)]
+    whole_id, whole_question, *whole_answers = whole = [replace_half_pairs(text) for text in texts]
+    claims = [claim._replace(text=text) for claim, text in zip(claims, whole_answers, strict=True)]
+    return Question(whole_id if whole_id.strip() else "", whole_question, claims, is_impossible, faults, whole != texts)
+
+
+def replace_half_pairs(text: str) -> str:
+    return HALF_PAIR.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def is_v2_version(version: object) -> bool:
     """ "v2.0", "2.0", 2, "SQuAD v2.0", "V2.0-dev" are; "1.1" is not, nor are the dates "2023-05-01" and "2.5.2023"."""
-    return re.fullmatch(r"(squad[\s_-]*)?v?2(\.\d){0,2}[^\d.]*", str(version).strip().lower()) is not None
+    return isinstance(version, str | int | float) and re.fullmatch(
+        r"(squad[\s_-]*)?v?2(\.\d){0,2}[^\d.]*", str(version).strip().lower()) is not None
 
 
 def _claims(answers: object, faults: list[str]) -> list[Claim]:

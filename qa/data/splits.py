@@ -35,7 +35,7 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
         training = first_passages(training, max_questions, seed)
     if not training:
         raise UserError(f"--train-data {data.source}: no question that can be trained on"
-                        + ("" if data.has_answers else ": the file has no answers"))
+                        + ("" if data.has_answers else ": the file has no answers") + data.summary.reasons())
     held_data = SquadData(f"held-out articles of {data.source}", held_out, data.is_v2, True, Summary()) if held_out else None
     return training, held_data
 

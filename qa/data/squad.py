@@ -20,12 +20,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qa.data.fields import Question, is_v2_version, read_question
+from qa.data.fields import Question, is_v2_version, read_question, replace_half_pairs
 from qa.errors import UserError
 
 Row = tuple[str, str, Question]  # of a file: an article's title, a context, a question about it
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 DEMO_NAMES = ("demo", "demo_v2")
+HALF_PAIR_REPLACED = "text with half a surrogate pair, which was replaced by U+FFFD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,11 @@ class Summary:
         self.problems[problem] = (count + 1, first)
 
     def lines(self) -> list[str]:
-        return [f"{count} × {problem} (e.g. {where})" for problem, (count, where) in self.problems.items()]
+        return [f"{count} × {problem} (e.g. {where:.60})" for problem, (count, where) in self.problems.items()]
+
+    def reasons(self) -> str:
+        """The end of an error that says that nothing can be used."""
+        return f". Found: {'; '.join(self.lines())}" if self.problems else ""
 
 
 @dataclass
@@ -128,7 +133,8 @@ def parse_squad(document: object, source: str) -> SquadData:
     summary = Summary()
     rows = list(_questions(articles, source, summary))
     if not rows:
-        raise UserError(f"{source}: no question in it (articles: {len(articles)}); expected data → paragraphs → qas")
+        raise UserError(f"{source}: no question in it (articles: {len(articles)}); expected data → paragraphs → qas"
+                        + summary.reasons())
     is_v2 = is_v2_version(document.get("version")) or any(asked.is_impossible is not None for _, _, asked in rows)
     has_answers = any(asked.is_impossible or asked.answers() for _, _, asked in rows)
     rows = _without_repeats(rows, summary)
@@ -169,16 +175,19 @@ def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
         if not isinstance(paragraphs, list):
             raise UserError(f"{source}: {place} has no list \"paragraphs\" (found {_shape(article)}); "
                             "expected data → paragraphs → qas, not one question per row")
-        title = str(article.get("title") or place)
+        title = article.get("title")
+        title = replace_half_pairs(str(title)) if title and isinstance(title, str | int | float) else place
         for paragraph in paragraphs:
             context = paragraph.get("context") if isinstance(paragraph, dict) else None
             qas = paragraph.get("qas") if isinstance(paragraph, dict) else None
             if not isinstance(context, str) or not isinstance(qas, list):
-                summary.add("passage without the field context or qas, passed over", title)
+                summary.add("passage without a text context and a list of qas, passed over", title)
                 continue
+            if (whole := replace_half_pairs(context)) != context:
+                summary.add(HALF_PAIR_REPLACED, title)
             for qa in qas:
                 if isinstance(qa, dict) and isinstance(qa.get("question"), str):
-                    yield title, context, read_question(qa)
+                    yield title, whole, read_question(qa)
                 else:
                     summary.add("question without the field question, passed over", title)
 
@@ -227,6 +236,8 @@ def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_a
         faults.append("empty question")
     if not context.strip():
         faults.append("empty passage")
+    if asked.has_half_pair:
+        summary.add(HALF_PAIR_REPLACED, question_id)
     if len(claims) < len(asked.claims):
         summary.add("answer without a character, taken as no answer", question_id)
     if has_answers and not asked.faults:
@@ -264,7 +275,7 @@ def _read_json(path: Path) -> object:
         raise UserError(f"{path}: the file is empty; expected SQuAD JSON")
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); expected SQuAD JSON") from None
 
 

@@ -12,6 +12,7 @@ import json
 import math
 from pathlib import Path
 
+from qa.data.fields import replace_half_pairs
 from qa.data.squad import SquadData
 from qa.errors import UserError
 
@@ -62,11 +63,11 @@ def _read_object(path: str | Path, what: str) -> dict:
         raise UserError(f"{path}: the file is empty; expected JSON of {what}")
     try:
         document = json.loads(content, parse_int=float)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); expected {what}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: holds {_show(document)}; expected one object of {what}")
-    return document
+    return {replace_half_pairs(question_id): value for question_id, value in document.items()}  # as in the data
 
 
 def _count_unknown_ids(path: str | Path, values: dict, data: SquadData) -> int:

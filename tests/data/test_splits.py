@@ -155,6 +155,15 @@ def test_held_out_share_is_five_percent_by_default_for_v2_alone(is_v2, share, ex
         assert expected <= len(held_out.examples) / len(examples) < expected + 0.1 and held_out.is_v2 == is_v2
 
 
+def test_nothing_to_train_on_is_said_with_what_was_found():
+    qas = [{"id": "b1", "question": "When?", "answers": ["1871"]}, {"id": "b2", "question": "Who?", "answers": "Ines Tarr"}]
+    article = {"title": "t", "paragraphs": [{"context": "In 1871 by Ines Tarr.", "qas": qas}]}
+    data = parse_squad({"data": [article]}, "file.json")
+    with pytest.raises(UserError) as error:
+        training_split(data, 0, 0.0, seed=0)
+    assert "2 × answer of the type str, left out of training (e.g. b1)" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_nothing_to_train_on_is_said(small_squad):
     for article in small_squad["data"]:
         for paragraph in article["paragraphs"]:

@@ -148,7 +148,7 @@ def test_passage_without_its_fields_is_passed_over_and_counted(faulty):
     document = {"data": [{"title": "Bridges", "paragraphs": [faulty, {"context": CONTEXT, "qas": [qa("a")]}]}]}
     data = parse_squad(document, "file.json")
     assert [example.id for example in data.examples] == ["a"]
-    assert data.summary.problems == {"passage without the field context or qas, passed over": (1, "Bridges")}
+    assert data.summary.problems == {"passage without a text context and a list of qas, passed over": (1, "Bridges")}
 
 
 def test_misplaced_answer_is_moved_to_its_only_occurrence():
@@ -364,6 +364,44 @@ def test_missing_file_and_folder_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError) as error:
             load_squad(str(path))
         assert_one_line(error, str(path), "squad_v2", "demo")
+
+
+def test_half_a_surrogate_pair_is_replaced_wherever_it_stands():
+    """One character by one, so that offsets stay; a whole pair is a character."""
+    half = json.loads('"\\ud83d"')
+    context = f"{half}The {half} cat 😀"
+    document = {"data": [{"title": f"T{half}", "paragraphs": [{"context": context, "qas": [
+        qa(f"x{half}", question=f"Who{half}?", answers=[(f"{half} cat 😀", 5), ("cat", 7)]), qa("y", answers=[("cat", 7)])]}]}]}
+    data = parse_squad(document, "file.json")
+    [passage] = data.passages
+    first, second = passage.examples
+    assert (passage.title, passage.text) == ("T\ufffd", "\ufffdThe \ufffd cat 😀")
+    assert (first.id, first.question) == ("x\ufffd", "Who\ufffd?")
+    assert first.answers == (Answer("\ufffd cat 😀", 5), Answer("cat", 7))
+    assert first.gold_texts == ("\ufffd cat 😀", "cat") and first.trainable and second.trainable
+    assert data.summary.problems == {"text with half a surrogate pair, which was replaced by U+FFFD": (2, "T\ufffd")}
+    data.describe().encode()
+
+
+@pytest.mark.parametrize("paragraph, reason", [
+    ({"context": CONTEXT, "qas": qa()}, "1 × passage without a text context and a list of qas, passed over (e.g. Bridges)"),
+    ({"context": CONTEXT, "qas": ["When?", {}]}, "2 × question without the field question, passed over (e.g. Bridges)")])
+def test_an_error_for_want_of_questions_says_what_was_passed_over(paragraph, reason):
+    with pytest.raises(UserError) as error:
+        parse_squad({"data": [{"title": "Bridges", "paragraphs": [paragraph]}]}, "file.json")
+    assert_one_line(error, "file.json: no question", reason)
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 1000, 100_000])
+@pytest.mark.parametrize("where", ['{"version": %s, "data": []}', '{"data": %s}', '{"data": [{"title": %s, "paragraphs": 5}]}',
+                                   '{"data": [{"paragraphs": [{"context": "The", "qas": [{"id": %s, "question": %s}]}]}]}'])
+def test_brackets_within_brackets_are_one_line_or_read(where, depth, tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text(where.replace("%s", "[" * depth + "]" * depth))
+    try:
+        assert len(load_squad(str(path)).examples) == 0
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
 
 
 def test_no_hub_is_said_with_what_works_without_one(monkeypatch):

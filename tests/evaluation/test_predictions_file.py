@@ -38,6 +38,12 @@ def test_predictions_come_back_as_written(tmp_path):
     assert load_predictions(write(tmp_path, with_mark), make_data("1", is_v2=True)) == predictions
 
 
+def test_half_a_surrogate_pair_in_an_id_is_replaced_as_in_the_data(tmp_path):
+    half = json.loads('"\\ud83d"')
+    data = make_data(f"1{half}")
+    assert load_predictions(write(tmp_path, {f"1{half}": "cat"}), data) == {data.examples[0].id: "cat"}
+
+
 def test_scores_come_back_as_floats(tmp_path):
     scores = load_na_probs(write(tmp_path, {"1": -3, "2": 0.25, "other": 1e9}), make_data("1", "2", "3"))
     assert scores == {"1": -3.0, "2": 0.25, "other": 1e9}
@@ -50,6 +56,7 @@ def test_scores_come_back_as_floats(tmp_path):
     (b"id,answer", "not JSON"), (b"\xff\xfe{", "not JSON"), (b'{"1": ', "not JSON"),
     ([{"id": "1", "prediction_text": "cat"}], '[{"id": "1"'), (b"null", "null"), ("cat", '"cat"'),
     ({}, "0 of its 0 ids"), ({"1": None}, "null"), ({"1": ["cat"]}, '["cat"]'), ({"1": True}, "true"),
+    (b'{"1": ' + b"[" * 9000 + b"]" * 9000 + b"}", "not JSON"), (b'{"1": ' + b"[" * 400 + b"]" * 400 + b"}", "[[["),
     ({"a\nb": {"text": "x" * 100}}, '"a\\nb" is {"text": "xx'),
 ])
 def test_other_forms_are_one_line_errors(tmp_path, load, content, found):
