@@ -14,6 +14,7 @@ N windows   T tokens of all windows together
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,6 +27,9 @@ from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
 UNUSUAL_SHARE = 0.1  # of tokens that are unknown; in all of SQuAD it is 0.02%, where every capital is unknown 15%
+FIRST_MARK = 0x300  # no character before it is a mark
+JOINER = "\N{ZERO WIDTH JOINER}"
+SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
 
 
@@ -37,7 +41,7 @@ class Windows:
     """
 
     tokens: np.ndarray  # [T] int32
-    offsets: np.ndarray  # [T, 2] int32: start and end (exclusive) character in the context; 0, 0 outside the passage
+    offsets: np.ndarray  # [T, 2] int32: start and end (exclusive) character, marks included; 0, 0 outside the passage
     bounds: np.ndarray  # [N + 1] int64
     passage: np.ndarray  # [N, 2] int32: first passage token, one past the last
     question: np.ndarray  # [N] int32: index of the example, counted over all passages; ascending
@@ -116,6 +120,7 @@ def _window_parts(passages, tokenizer, max_length, overlap, share, summary) -> I
             summary.add(f"passage with more than {UNUSUAL_SHARE:.0%} of unknown tokens ({tokenizer.unk_token}): is this the "
                         "model's own tokenizer, and the model one for this language?", repr(passage.text[first:past]))
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
+        offsets = _with_marks(offsets, passage.text)
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > share:
                 summary.add(f"question longer than {share} tokens, truncated", example.id)
@@ -164,6 +169,29 @@ def _answer_tokens(examples: list[Example], offsets: np.ndarray) -> np.ndarray:
     span = np.stack([start, end], axis=1)
     span[[not example.answers for example in examples]] = (1, 0)
     return span
+
+
+def _with_marks(offsets: np.ndarray, text: str) -> np.ndarray:
+    """Ends moved behind the marks that follow, which belong to the character before them: no answer may lose its last accent.
+
+    An uncased BERT tokenizer drops accents: "de\u0301" ("dé" in two code points and a mark) is the token "de" with the offsets
+    (0, 2), and an answer that ends with it would be "de". Here they are (0, 3).
+    """
+    if text.isascii():
+        return offsets
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    follows = codes >= FIRST_MARK  # [characters]
+    follows[follows] = [_follows(text, place) for place in np.flatnonzero(follows)]
+    stops = np.append(np.flatnonzero(~follows), len(text))
+    return np.stack([offsets[:, 0], stops[np.searchsorted(stops, offsets[:, 1])]], axis=1).astype(offsets.dtype)
+
+
+def _follows(text: str, place: int) -> bool:
+    """Whether the character is a mark of the one before it: an accent, a vowel sign, or a part of an emoji."""
+    character, before = text[place], text[max(place - 1, 0):place]
+    if character == JOINER or before == JOINER:  # two emoji made one; between letters a joiner says something else
+        return unicodedata.category(text[place + 1:place + 2] or " " if character == JOINER else character) == "So"
+    return unicodedata.category(character).startswith("M") or character in SKIN_TONES
 
 
 def _window_starts(num_tokens: int, capacity: int, overlap: int) -> range:

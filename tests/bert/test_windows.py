@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa import weights
-from qa.bert.windows import NUM_SPECIAL, Windows, make_windows, question_share
+from qa.bert.windows import NUM_SPECIAL, Windows, _with_marks, make_windows, question_share
 from qa.data.squad import Answer, Example, Passage, parse_squad
 from qa.errors import UserError
 
@@ -51,6 +51,7 @@ def random_passages(seed: int, num_passages: int, longest: int) -> list[Passage]
             answers = ()
             if rng.random() < 0.8:
                 start = rng.randrange(len(context))
+                start -= start > 0 and context[start] == "\u0301"  # an answer does not begin within a character
                 answers = (Answer(context[start:start + rng.randint(1, 25)], start),)
             question = random_text(rng, rng.randint(0, 5))
             examples.append(Example(f"{passage}-{number}", question, answers, (), not answers, True))
@@ -105,8 +106,8 @@ def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, toke
             in_passage = [place == 1 for place in expected.sequence_ids(number)]
             first, past = windows.passage[row]
             assert in_passage == [first <= column < past for column in range(length)]
-            offsets = [pair if inside else (0, 0)
-                       for pair, inside in zip(expected["offset_mapping"][number], in_passage, strict=True)]
+            offsets = [(start, end + (context[end:end + 1] == "\u0301")) if inside else (0, 0)  # the one mark in WORDS
+                       for (start, end), inside in zip(expected["offset_mapping"][number], in_passage, strict=True)]
             assert [tuple(pair) for pair in offsets_of(windows, row).tolist()] == offsets
             num_compared += 1
     assert num_compared > 15
@@ -134,6 +135,29 @@ def test_window_labels_recover_answer_text(max_length, overlap, tokenizer):
                 assert start == end == windows.null_token[row] == 0
                 num_null += 1
     assert num_labelled > 50 and num_null > 50
+
+
+@pytest.mark.parametrize("answer", [
+    "Be\u0301de\u0301", "Béde\u0323\u0301", "دِمَشْقَ", "दिल्ली", "मुंबई", "שָׁלוֹם", "กรุงเก่า่", "❤\ufe0f", "1\ufe0f\u20e3", "👍🏽",
+    "👩\u200d🔬", "1846", "3,000"])
+@pytest.mark.parametrize("after", ["", " was", ". The"])
+def test_an_answer_keeps_the_marks_at_its_end(answer, after, tokenizer):
+    """What a perfect span head answers: the characters of the labelled tokens."""
+    passage = passage_about(f"the {answer}{after}", "who", answer=Answer(answer, 4))
+    windows = make_windows([passage], tokenizer, 32, 4)
+    start, end = offsets_of(windows, 0)[[windows.start_token[0], windows.end_token[0]]]
+    assert passage.text[start[0]:end[1]] == answer
+
+
+@pytest.mark.parametrize("text, end, expected", [
+    ("de\u0301e\u0301", 2, 3), ("de\u0301e\u0301", 1, 1), ("de\u0301e\u0301", 4, 5), ("dede", 2, 2), ("dédé", 2, 2),
+    ("de–de", 2, 2), ("👍🏽👍", 1, 2), ("👍🏽👍", 2, 2), ("👩\u200d🔬 a", 1, 3), ("👩\u200d🔬\u200d🔬 a", 1, 5),
+    ("❤\ufe0f\u200d🔥", 1, 4),
+    ("क\u094d\u200dष", 1, 2),  # a joiner between letters is no part of the letter before it
+    ("a\u200d", 1, 1), ("a\u200db", 1, 1), ("\u0301a", 0, 1), ("", 0, 0)])
+def test_an_end_moves_behind_the_marks_that_follow_and_no_further(text, end, expected):
+    offsets = _with_marks(np.array([[0, end]], dtype=np.int32), text)
+    assert offsets.tolist() == [[0, expected]] and offsets.dtype == np.int32
 
 
 def test_an_answer_cut_by_a_window_is_labelled_in_the_window_that_holds_it_whole(tokenizer):
