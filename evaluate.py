@@ -63,12 +63,12 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
     check_out(folder)
     reader, notes = load_reader(options, typed, runtime, data.is_v2)
     settings = reader.settings
-    if data.is_v2 and settings.is_v2 is False:
+    if settings.is_v2 is False and (data.is_v2 or not data.has_answers):
         notes.append(f"warning: {options.ckpt} was trained on v1.1 data and has not learnt to give no answer")
     for note in notes:
         say(note, file=sys.stderr if note.startswith("warning") else sys.stdout)
     answered = reader.answer(data)
-    threshold = (settings.na_threshold or 0.0) if data.is_v2 else None
+    threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None
     metrics = score(data, answered.predictions, threshold) if data.has_answers else {}
     if runtime.is_main:
         conditions = {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples),

@@ -67,6 +67,9 @@ def main() -> None:
     max_length = context_length(model, options.max_length)
     prompts, notes = encode_passages(template, training, max_length, options.overlap)
     passage_index, lengths = passages_and_lengths(prompts)
+    for scored in filter(None, (held_out, dev_data)):  # room for every question: asked now, not after an epoch
+        encode_passages(template.for_data(scored.is_v2), scored.passages, max_length, options.overlap,
+                        options.max_answer_length)
     say(data.describe(), *notes, sep="\n  ")
 
     # ---- LoRA and optimizer -------------------------------------------------------------------------------------

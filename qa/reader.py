@@ -28,6 +28,7 @@ from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime
 from qa.training.precision import base_dtype, choose_precision
+from qa.training.product import inspect
 
 
 def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
@@ -68,7 +69,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
         notes.append(f"from the checkpoint: {', '.join(shown)}")
     open_family = _open_llama if family == "llama" else _open_bert
     reader, more = open_family(path, adapter, settings, options, runtime, is_v2)
-    return reader, [*notes, *more, reader.precision.reason]
+    return reader, [*inspect(path), *notes, *more, reader.precision.reason]
 
 
 def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qa.data.squad import SquadData
 from qa.errors import UserError
 
 FILE = "qa.json"
@@ -32,6 +33,10 @@ class ReadSettings:
     prompt: dict[str, Any] | None = None  # PromptTemplate.settings()
     decode: str = "greedy"
     max_expansions: int | None = None  # a budget for exact decoding; None: no limit
+
+    def may_refuse(self, data: SquadData) -> bool:
+        """Whether "no answer" is one of the answers: the data decides; where it has no answers itself, the model does."""
+        return data.is_v2 if data.has_answers or self.is_v2 is None else self.is_v2
 
 
 DEFAULTS = {

@@ -51,7 +51,7 @@ class BertReader:
             decoded = decode_flat(
                 start, end, bounds=windows.bounds, passage=windows.passage, offsets=windows.offsets,
                 question=windows.question, contexts=[passage.text for passage in data.passages for _ in passage.examples],
-                num_best=settings.num_best, max_answer_length=settings.max_answer_length, use_null=data.is_v2,
+                num_best=settings.num_best, max_answer_length=settings.max_answer_length, use_null=settings.may_refuse(data),
                 null_token=windows.null_token)
         except NonFiniteScores as error:
             raise UserError(f"the model's scores are NaN or infinite for {len(error.questions)} questions, the first being "

@@ -46,7 +46,7 @@ class LlamaReader:
     @torch.inference_mode()
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`."""
-        settings, template = self.settings, self.template.for_data(data.is_v2)
+        settings, template = self.settings, self.template.for_data(self.settings.may_refuse(data))
         prompts, notes = encode_passages(template, data.passages, settings.max_length, settings.overlap,
                                          settings.max_answer_length)
         notes += _scored_demonstrations(template, data)

@@ -18,9 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from qa.errors import UserError
-from qa.files import damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json
+from qa.files import MANIFEST, damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json
 from qa.settings import FILE, ReadSettings, read_settings, save_settings
 from qa.training.distributed import Runtime, barrier
+
+
+def inspect(folder: Path) -> list[str]:
+    """What was changed in a product since its run wrote it; nothing for a folder that is not one.
+
+    Raises:
+        UserError: the weights are not those that were written. (qa.json may be edited by hand, for another threshold.)
+    """
+    if not (folder / FILE).is_file() or not (folder / MANIFEST).is_file():
+        return []
+    lines = [line for line in damages(folder) if "no part of" not in line]
+    if broken := [line for line in lines if ".safetensors" in line]:
+        raise UserError(f"--ckpt: {broken[0]}; copy it again, or train anew")
+    return [f"warning: changed since the run wrote it: {line}" for line in lines]
 
 
 @dataclass

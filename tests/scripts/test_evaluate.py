@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,43 @@ def test_published_systems_get_their_official_figures(scripts, tmp_path):
                              "--out", str(tmp_path))
             assert read(tmp_path, "metrics") == pytest.approx(metrics, abs=1e-9, rel=0), f"{name}, {case}"
 
+
+
+# ---- who decides on "no answer" -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [{"version": "1.1"}, {}])
+def test_without_answers_in_the_data_the_model_decides_on_no_answer(version, data_v2_file, run_folder, scripts, tmp_path):
+    """The README's own form of a file to predict. A threshold below all scores makes a v2.0 model refuse all."""
+    document = json.loads(data_v2_file.read_text())
+    for article in document["data"]:
+        for passage in article["paragraphs"]:
+            passage["qas"] = [{"id": qa["id"], "question": qa["question"], "answers": []} for qa in passage["qas"]]
+    data = tmp_path / "questions.json"
+    data.write_text(json.dumps({**version, "data": document["data"]}))
+    scripts.train(tmp_path / "v2", "--train-data", str(data_v2_file), "--epochs", "1", "--held-out", "0.2")
+    for threshold, refused in (("-1000", 41), ("1000", 0)):
+        scripts.evaluate("--ckpt", str(tmp_path / "v2"), "--data", str(data), "--na-threshold", threshold, "--out",
+                         str(tmp_path / threshold))
+        predictions = read(tmp_path / threshold, "predictions")
+        assert sum(text == "" for text in predictions.values()) == refused and len(predictions) == 41
+    ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(data), "--na-threshold", "-1000", "--out",
+                             str(tmp_path / "v1"))
+    assert "" not in read(tmp_path / "v1", "predictions").values()
+    assert ended.err.count("has not learnt to give no answer") == 1
+
+
+def test_a_product_that_was_changed_is_told_and_damaged_weights_are_refused(run_folder, data_file, scripts, tmp_path):
+    folder = shutil.copytree(run_folder / "model", tmp_path / "model")
+    command = ["--ckpt", str(folder), "--data", str(data_file), *FP32, "--out", str(tmp_path / "out")]
+    assert "changed since" not in scripts.evaluate(*command).err
+    settings = read(folder, "qa")
+    (folder / "qa.json").write_text(json.dumps(settings | {"max_answer_length": 3}))
+    ended = scripts.evaluate(*command)
+    assert "changed since the run wrote it" in ended.err and "qa.json" in ended.err
+    assert read(tmp_path / "out", "conditions")["max_answer_length"] == 3
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    ended = scripts.evaluate(*command, status=2)
+    assert "model.safetensors: damaged" in ended.last_line and ended.last_line.startswith("error: --ckpt")

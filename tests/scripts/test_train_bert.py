@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -155,3 +156,28 @@ def assert_product_of_step(run, step: int) -> None:
     weights = {name.removeprefix("model:"): tensor for name, tensor in run.tensors(step).items() if name.startswith("model:")}
     assert product.keys() == weights.keys()
     assert all(torch.equal(product[name], tensor) for name, tensor in weights.items())
+
+
+# ---- fp16 that diverges ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["NaN weights", "a rate that ruins them"])
+def test_fp16_stops_a_run_whose_updates_are_skipped_and_leaves_no_product(kind, scripts, read_run, tiny_bert_folder, tmp_path):
+    """GradScaler skips them in silence: 12 of 12, and the run used to end with status 0 and a model."""
+    base = shutil.copytree(tiny_bert_folder, tmp_path / "base")
+    flags = ["--lr", "1e10"]
+    if kind == "NaN weights":
+        tensors = load_file(base / "model.safetensors")
+        tensors["encoder.layer.0.output.dense.weight"].fill_(float("nan"))
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        flags = []
+    ended = scripts.train(tmp_path / "run", "--model", str(base), "--precision", "fp16", "--epochs", "3", *flags, status=1)
+    assert re.search(r"^stopped after step 12: \d+ of 12 updates were skipped; the last checkpoint in .* is kept$",
+                     ended.last_line)
+    assert not (tmp_path / "run" / "model").exists() and read_run(tmp_path / "run").steps()[-1] == 12
+
+
+def test_fp16_stops_a_long_run_as_soon_as_no_scale_is_left(scripts, read_run, tmp_path):
+    ended = scripts.train(tmp_path / "run", "--precision", "fp16", "--epochs", "9", "--lr", "1e10", status=1)
+    assert re.search(r"^stopped after step (1[6-9]|2\d): gradients overflow fp16 even at a scale of 1", ended.last_line)
+    assert not (tmp_path / "run" / "model").exists()

@@ -186,3 +186,10 @@ def test_product_is_the_best_on_held_out_articles(llama_scripts, read_run, data_
     odds = read(out / "evaluation-held-out-precision-fp32", "null_odds")
     refused = {name for name, answer in read(out / "evaluation-held-out-precision-fp32", "predictions").items() if not answer}
     assert refused >= {name for name, score in odds.items() if score > best["na_threshold"]}  # some have no span at all
+
+
+def test_what_evaluation_needs_is_checked_before_the_training(llama_scripts, tmp_path):
+    """100 tokens hold every training prompt with its answer, but no passage and 90 tokens to write."""
+    flags = ("--max-length", "100", "--max-answer-length", "90", "--held-out", "0.3")
+    ended = llama_scripts.train(tmp_path / "run", *flags, status=2)
+    assert "leave no room for a passage" in ended.last_line and not (tmp_path / "run").exists()
