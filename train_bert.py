@@ -34,10 +34,10 @@ from qa.training.checkpoint import save_checkpoint
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
-from qa.training.precision import check_scale, choose_precision
+from qa.training.precision import choose_precision
 from qa.training.product import Product
 from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
-from qa.training.state import StopSignal, TrainState, agree, diverged, not_finite_step
+from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     lengths, questions = windows.lengths, [example for passage in training for example in passage.examples]
     say(data.describe(), *tokenizer_notes, *windows.summary.lines(), sep="\n  ")
 
-    # ---- model and optimizer ------------------------------------------------------------------------------------
+    # ---- model, optimizer and reader ----------------------------------------------------------------------------
     distributed.reseed(options.seed, 0, 0)  # every rank draws the same new head
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
     config = model.config
@@ -68,12 +68,13 @@ def main() -> None:
     model.to(runtime.device, precision.parameter_dtype)
     forward = torch.compile(model, dynamic=True) if options.compile else model
     parameters = list(model.parameters())
-    num_parameters = sum(parameter.numel() for parameter in parameters)
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(f"{options.model}: {num_parameters:,} parameters, all trained; head "
-        f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime.num_ranks} × {runtime.device}; {precision.reason}",
-        *advice(options, typed, num_parameters), sep="\n")
+    say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; head "
+        f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
+        *advice(options, typed, model), sep="\n")
+    settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
+    reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
     folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, windows.tokens))
@@ -85,24 +86,17 @@ def main() -> None:
         state = TrainState(**checkpoint.state["progress"])
     steps_per_epoch = math.ceil(len(windows) / options.batch_size)
     total_steps = steps_per_epoch * options.epochs
-
-    # ---- reading and the product --------------------------------------------------------------------------------
-    settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
-    reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
     product = Product(
-        folder / "model", write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
+        folder / "model", settings=settings, runtime=runtime,
+        write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
-                                        f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores),
-        settings=settings, runtime=runtime)
+                                        f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores))
     product.check(state.best_step)
     log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
         f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
-    if options.demo and checkpoint is None:
-        evaluator.score_dev("before training")
-    if checkpoint is not None and evaluator.is_due(state.step, state.step % steps_per_epoch == 0):
-        evaluator.evaluate()  # it comes after the checkpoint: nobody knows whether it was done
+    evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     def save() -> None:
@@ -112,7 +106,7 @@ def main() -> None:
                             options.keep)
         distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
-    stop = StopSignal()
+    stop = StopSignal(options.stop_after)
     first_step = state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -138,9 +132,9 @@ def main() -> None:
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
         mean_loss, stop_requested = agree(loss_sum, stop, runtime)
-        if not scaler.is_enabled() and not math.isfinite(grad_norm + mean_loss):
+        if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
-            raise not_finite_step(step + 1, mean_loss, grad_norm, [questions[q].id for q in windows.question[batch]], folder)
+            raise stopped_before(step + 1, reason, [questions[q].id for q in windows.question[batch]], folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))
@@ -153,13 +147,9 @@ def main() -> None:
         state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
         log.step(state.step, mean_loss, len(batch), len(batch), options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped, padding=padding_share(shares, lengths))
-        if reason := check_scale(scaler):
-            log.close()
-            raise diverged(step + 1, reason, folder)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
         epoch_ends = (step + 1) % steps_per_epoch == 0
-        stop_requested |= step + 1 - first_step == options.stop_after
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
                 save()
@@ -171,9 +161,6 @@ def main() -> None:
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
     stop.release()
-    if state.skipped > state.updates:
-        log.close()
-        raise diverged(state.step, f"{state.skipped} of {state.step} updates were skipped", folder)
     evaluator.finish()
     log.close()
     finish_run(folder, state, runtime)

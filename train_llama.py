@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -23,8 +22,8 @@ from qa import weights
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
-from qa.errors import Stopped, UserError, exit_status
-from qa.llama.adapter import base_fingerprint, is_same_base, read_tensors, save_adapter
+from qa.errors import Stopped, exit_status
+from qa.llama.adapter import base_fingerprint, check_base, read_tensors, save_adapter
 from qa.llama.encode import all_tokens, encode_passages, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
 from qa.llama.model import context_length, load_llama
@@ -41,10 +40,10 @@ from qa.training.dropout import Dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
-from qa.training.precision import base_dtype, check_scale, choose_precision
+from qa.training.precision import base_dtype, choose_precision
 from qa.training.product import Product
 from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
-from qa.training.state import StopSignal, TrainState, agree, diverged, not_finite_step
+from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
 def main() -> None:
@@ -62,69 +61,54 @@ def main() -> None:
     asked = kept_precision(options, recorded)
     model, tokenizer = load_llama(weights.locate(options.model), base_dtype(options.base_dtype, asked, runtime.device))
     precision = choose_precision(asked, runtime, model.config.hidden_size, model.config.intermediate_size)
-    demonstrations = choose_demonstrations(training, options.shots or 0, options.data_seed)
-    template = PromptTemplate(tokenizer, options.prompt, data.is_v2, demonstrations)
+    template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
+                              choose_demonstrations(training, options.shots or 0, options.data_seed))
     max_length = context_length(model, options.max_length)
     prompts, notes = encode_passages(template, training, max_length, options.overlap)
     passage_index, lengths = passages_and_lengths(prompts)
-    for scored in filter(None, (held_out, dev_data)):  # room for every question: asked now, not after an epoch
-        encode_passages(template.for_data(scored.is_v2), scored.passages, max_length, options.overlap,
-                        options.max_answer_length)
     say(data.describe(), *notes, sep="\n  ")
 
-    # ---- LoRA and optimizer -------------------------------------------------------------------------------------
+    # ---- LoRA, optimizer and reader -----------------------------------------------------------------------------
     base_print = base_fingerprint(model)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     spec = LoraSpec(targets_from_flag(options.target), options.rank, options.alpha, options.lora_dropout, options.rslora)
     distributed.reseed(options.seed, 0, 0)  # every rank draws the same A
     inject_lora(model, spec, make_dropout=Dropout)
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the embeddings are frozen: no input needs a gradient
-    answer_loss = AnswerLoss(model)
-    forward = torch.compile(answer_loss, dynamic=True) if options.compile else answer_loss
+    forward = torch.compile(AnswerLoss(model), dynamic=True) if options.compile else AnswerLoss(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(describe_trainable(model), f"{runtime.num_ranks} × {runtime.device}; {precision.reason}",
-        *advice(options, typed, num_parameters), sep="\n")
+    say(describe_trainable(model), f"{runtime}; {precision.reason}", *advice(options, typed, model), sep="\n")
+    settings, _ = resolve("llama", {**asdict(options), "max_length": max_length, "prompt": template.settings()},
+                          {"is_v2": data.is_v2})
+    reader = LlamaReader(model, template, settings, precision, runtime, micro_tokens)
+    reader.check(held_out, dev_data)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
     folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, all_tokens(prompts)))
     state = TrainState()
     if checkpoint is not None:
-        if not is_same_base(checkpoint.state["base"], base_print):
-            raise UserError(f"--resume: the weights of {options.model} are not those that {folder} was begun with")
+        check_base(checkpoint.state["base"], base_print, options.model)
         load_lora_state_dict(model, checkpoint.tensors["lora"], str(checkpoint.folder))
         load_optimizer_tensors(model, optimizer, checkpoint.tensors["optimizer"])
         scaler.load_state_dict(checkpoint.state["scaler"])
         state = TrainState(**checkpoint.state["progress"])
     steps_per_epoch = math.ceil(len(prompts) / options.batch_size)
     total_steps = steps_per_epoch * options.epochs
-
-    # ---- reading and the product --------------------------------------------------------------------------------
-    settings, _ = resolve("llama", {**asdict(options), "max_length": max_length, "prompt": template.settings()},
-                          {"is_v2": data.is_v2})
-    reader = LlamaReader(model, template, settings, precision, runtime, micro_tokens)
-
-    def write(to: Path) -> None:
-        save_adapter(model, spec, to, options.model, base_print)
-        tokenizer.save_pretrained(to)
-
     product = Product(
-        folder / "model", write=write, read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
+        folder / "model", settings=settings, runtime=runtime,
+        write=lambda to: save_adapter(model, tokenizer, spec, to, options.model, base_print),
+        read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
-                                        *scores),
-        settings=settings, runtime=runtime)
+                                        *scores))
     product.check(state.best_step)
     log = RunLog(folder / "log.jsonl", total_steps, "questions", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
         f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
-    for kind in ("plain", "engineered") if options.demo and checkpoint is None else ():
-        evaluator.score_dev(f"before training, {kind} prompt", reader.prompted(kind))
-    if checkpoint is not None and evaluator.is_due(state.step, state.step % steps_per_epoch == 0):
-        evaluator.evaluate()  # it comes after the checkpoint: nobody knows whether it was done
+    evaluator.begin(reader.with_each_prompt(), epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     def save() -> None:
@@ -134,7 +118,7 @@ def main() -> None:
             save_checkpoint(folder, state.step, tensors, others, options.keep)
         distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
-    stop = StopSignal()
+    stop = StopSignal(options.stop_after)
     first_step = state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -159,9 +143,9 @@ def main() -> None:
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
         mean_loss, stop_requested = agree(loss_sum, stop, runtime)
-        if not scaler.is_enabled() and not math.isfinite(grad_norm + mean_loss):
+        if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
-            raise not_finite_step(step + 1, mean_loss, grad_norm, [prompt.id for prompt in batch], folder)
+            raise stopped_before(step + 1, reason, [prompt.id for prompt in batch], folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))
@@ -174,13 +158,9 @@ def main() -> None:
         state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
         log.step(state.step, mean_loss, len(batch), num_answer_tokens, options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
-        if reason := check_scale(scaler):
-            log.close()
-            raise diverged(step + 1, reason, folder)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
         epoch_ends = (step + 1) % steps_per_epoch == 0
-        stop_requested |= step + 1 - first_step == options.stop_after
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
                 save()
@@ -192,9 +172,6 @@ def main() -> None:
 
     # ---- product and evaluation ---------------------------------------------------------------------------------
     stop.release()
-    if state.skipped > state.updates:
-        log.close()
-        raise diverged(state.step, f"{state.skipped} of {state.step} updates were skipped", folder)
     evaluator.finish()
     log.close()
     finish_run(folder, state, runtime)

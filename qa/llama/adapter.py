@@ -64,9 +64,11 @@ class Adapter:
     extra: dict = field(default_factory=dict)
 
 
-def save_adapter(model: nn.Module, spec: LoraSpec, folder: Path, base_name: str, fingerprint: dict[str, str]) -> None:
-    """Write the three files. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
+def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base_name: str,
+                 fingerprint: dict[str, str]) -> None:
+    """Write the three files, and the tokenizer. `fingerprint` is `base_fingerprint(model)`, taken once per run."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -231,6 +233,12 @@ def base_fingerprint(model: nn.Module) -> dict[str, str]:
 
 def _packed_signs(flat: torch.Tensor) -> np.ndarray:
     return np.packbits(flat.signbit().numpy())  # 8 signs a byte
+
+
+def check_base(trained_on: dict[str, str], found: dict[str, str], name: str) -> None:
+    """For --resume: the base must be the one that the run was begun with."""
+    if not is_same_base(trained_on, found):
+        raise UserError(f"--resume: the weights of {name} are not those that the run was begun with")
 
 
 def is_same_base(one: dict[str, str], other: dict[str, str]) -> bool:

@@ -39,16 +39,22 @@ class LlamaReader:
     runtime: Runtime
     micro_tokens: int  # tokens read at a time
 
-    def prompted(self, kind: str) -> LlamaReader:
-        """The same model with another prompt."""
-        return replace(self, template=PromptTemplate(self.template.tokenizer, kind, self.template.is_v2))
+    def with_each_prompt(self) -> dict[str, LlamaReader]:
+        """The same model with the plain and with the engineered prompt, by what a demo calls it."""
+        tokenizer, is_v2 = self.template.tokenizer, self.template.is_v2
+        return {f"before training, {kind} prompt": replace(self, template=PromptTemplate(tokenizer, kind, is_v2))
+                for kind in ("plain", "engineered")}
+
+    def check(self, *data: SquadData | None) -> None:
+        """Whether there is room for a passage, a question and an answer: asked before training, not after an epoch."""
+        for part in filter(None, data):
+            self._encode(self.template.for_data(self.settings.may_refuse(part)), part)
 
     @torch.inference_mode()
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`."""
         settings, template = self.settings, self.template.for_data(self.settings.may_refuse(data))
-        prompts, notes = encode_passages(template, data.passages, settings.max_length, settings.overlap,
-                                         settings.max_answer_length)
+        prompts, notes = self._encode(template, data)
         notes += _scored_demonstrations(template, data)
         mine = _share(prompts, self.runtime)
         decode: Callable = self._exact if settings.decode == "exact" else self._greedy
@@ -63,6 +69,10 @@ class LlamaReader:
             notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
         predictions = [everything[index] for index in range(len(data.examples))]
         return Answered(predictions, notes, {"prompt": template.settings()})
+
+    def _encode(self, template: PromptTemplate, data: SquadData) -> tuple[list[Prompt], list[str]]:
+        settings = self.settings
+        return encode_passages(template, data.passages, settings.max_length, settings.overlap, settings.max_answer_length)
 
     def _greedy(self, template: PromptTemplate, prompts: list[Prompt],
                 examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:

@@ -26,6 +26,9 @@ class Runtime:
     num_ranks: int
     device: torch.device
 
+    def __str__(self) -> str:
+        return f"{self.num_ranks} × {self.device}"
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

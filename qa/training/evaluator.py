@@ -7,6 +7,7 @@ v2.0 is chosen on them too: nothing is chosen on the data that is reported. Used
 from __future__ import annotations
 
 from qa.data.squad import SquadData
+from qa.errors import Stopped
 from qa.evaluation.scoring import choose_threshold, score
 from qa.evaluation.show import marked_passages, metrics_line
 from qa.options import TrainOptions
@@ -21,6 +22,22 @@ class Evaluator:
                  held_out: SquadData | None, dev_data: SquadData | None) -> None:
         self.reader, self.product, self.options, self.log, self.state = reader, product, options, log, state
         self.held_out, self.dev_data = held_out, dev_data
+
+    def begin(self, readers: dict[str, Reader], epoch_ends: bool) -> None:
+        """Before the first step: a new demo scores the dev data; a resumed run evaluates its checkpoint, where that is due.
+
+        An evaluation comes after its step's checkpoint, so nobody knows whether it was done.
+
+        Args:
+            readers: what is scored before a demo's training, by name.
+        """
+        with self.log.clock_stopped():
+            if self.state.step > 0:
+                if self.is_due(self.state.step, epoch_ends):
+                    self.evaluate()
+            elif self.options.demo:
+                for name, reader in readers.items():
+                    self.score_dev(name, reader)
 
     def is_due(self, step: int, epoch_ends: bool) -> bool:
         every = self.options.eval_every
@@ -46,6 +63,10 @@ class Evaluator:
     def finish(self) -> None:
         """Leave the product, score it on the dev data, and say what comes next."""
         state, step, threshold, metrics = self.state, self.state.step, None, {}
+        if state.skipped > state.updates:  # fp16 only
+            self.log.close()
+            raise Stopped(f"{state.skipped} of {state.step} updates were skipped, as gradients overflowed: no model is left; "
+                          "lower --lr, or use --precision bf16 or fp32")
         if self.held_out is not None and state.best_f1 is None:  # a run shorter than --eval-every
             self.choose()
         if state.best_f1 is None:

@@ -34,9 +34,10 @@ def learning_rate(update: int, total_updates: int, warmup_share: float, peak: fl
     return peak * (total_updates - update) / max(1, total_updates - warmup_updates)
 
 
-def advice(options: TrainOptions, typed: set[str], num_parameters: int) -> list[str]:
+def advice(options: TrainOptions, typed: set[str], model: nn.Module) -> list[str]:
     """A warning where the default learning rate does not suit a model of this size, and none was typed."""
     usual = {"bert": (60e6, "below", "1e-4"), "lora": (700e6, "above", "2e-4")}
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     size, side, rate = usual[options.kind]
     if "lr" in typed or options.demo or (num_parameters < size) != (side == "below"):
         return []

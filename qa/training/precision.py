@@ -111,20 +111,6 @@ def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def check_scale(scaler: torch.amp.GradScaler) -> str | None:
-    """Why a run in fp16 has to stop after this step, or None. Called after `scaler.update()`.
-
-    GradScaler begins at a scale of 2^16 = 65536, halves it at each step that overflows and skips the update, silently and
-    for ever if the weights are NaN. A healthy run skips its first few steps. A scale below 1 says that a step overflowed at a
-    scale of 1 or less: scaling down does not help. From 65536 that is the 17th skipped step in a row.
-    """
-    scale = scaler.get_scale()
-    if scale >= 1:
-        return None
-    return (f"gradients overflow fp16 even at a scale of {2 * scale:g}, so no update is made; lower --lr, or use "
-            "--precision bf16 or fp32")
-
-
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision raised to fp32; fp64 stays. Losses and decoding compute in this."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

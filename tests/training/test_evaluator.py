@@ -5,11 +5,13 @@ One worked case: held-out F1 50 at step 4, 90 at step 8, 70 at step 12: the prod
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 
 from qa.data.squad import parse_squad
+from qa.errors import Stopped
 from qa.prediction import Answered, Candidate, Prediction
 from qa.training.evaluator import Evaluator
 from qa.training.state import TrainState
@@ -66,6 +68,12 @@ class FakeLog:
 
     def write(self, event, **values):
         self.events.append((event, values))
+
+    def close(self):
+        pass
+
+    def clock_stopped(self):
+        return contextlib.nullcontext()
 
 
 @pytest.fixture
@@ -132,3 +140,22 @@ def test_only_a_demo_shows_marked_answers(make):
         evaluator.reader.num_right = 10
         evaluator.finish()
         assert ("[[one]]" in "\n".join(evaluator.log.said)) == demo
+
+
+def test_a_run_whose_updates_were_mostly_skipped_leaves_no_product(make):
+    evaluator = make(None, None)
+    evaluator.state = TrainState(step=12, updates=1, skipped=11)
+    with pytest.raises(Stopped, match="^11 of 12 updates were skipped"):
+        evaluator.finish()
+    assert evaluator.product.saved == []
+
+
+def test_a_resumed_run_makes_the_evaluation_that_is_due_at_its_checkpoint(make):
+    evaluator = make(make_data("held"), make_data("dev"), demo=True)
+    evaluator.begin({"before training": evaluator.reader}, epoch_ends=True)
+    assert evaluator.reader.asked == ["dev"]  # a new demo
+    evaluator.state.step = 4
+    for epoch_ends, asked in ((False, []), (True, ["held"])):
+        evaluator.reader.asked = []
+        evaluator.begin({"before training": evaluator.reader}, epoch_ends)
+        assert evaluator.reader.asked == asked

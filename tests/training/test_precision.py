@@ -9,7 +9,7 @@ from torch import nn
 from qa.errors import UserError
 from qa.training.distributed import Runtime
 from qa.training.optim import make_adamw
-from qa.training.precision import Precision, base_dtype, check_scale, choose_precision, time_products
+from qa.training.precision import Precision, base_dtype, choose_precision, time_products
 
 CPU = Runtime(0, 1, torch.device("cpu"))
 GPU = Runtime(0, 1, torch.device("cuda"))
@@ -130,40 +130,6 @@ def test_fp16_skips_an_infinite_gradient_and_shows_it_by_a_falling_scale(seed):
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in model.parameters())
     # AdamW counts the updates that were made, and none of the skipped ones.
     assert {int(state["step"]) for state in optimizer.state.values()} == {num_updates}
-
-
-def until_stopped(scaler: torch.amp.GradScaler, overflows: list[bool]) -> int | None:
-    """Steps made when check_scale stops the loop, with a NaN gradient in those that overflow; None: it never does."""
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    for number, overflow in enumerate(overflows, start=1):
-        scaler.scale(parameter.sum()).backward()
-        if overflow:
-            parameter.grad.fill_(torch.nan)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        if (reason := check_scale(scaler)) is not None:
-            assert "scale of 1," in reason and "bf16" in reason and "\n" not in reason
-            return number
-    return None
-
-
-@pytest.mark.parametrize("first_scale, num_steps", [(65536, 17), (1, 1), (2**20, 21)])
-def test_gradients_that_always_overflow_stop_the_run_once_no_scale_is_left(first_scale, num_steps):
-    """2^16 is 1 after 16 halvings. That the 17th step overflows too shows that scaling down cannot help."""
-    assert until_stopped(torch.amp.GradScaler("cpu", init_scale=first_scale), [True] * 40) == num_steps
-    assert Precision("fp16", "cpu").grad_scaler().get_scale() == 65536
-
-
-@pytest.mark.parametrize("num_overflows", [0, 3, 5, 16])
-def test_a_scale_that_settles_does_not_stop_the_run(num_overflows):
-    assert until_stopped(Precision("fp16", "cpu").grad_scaler(), [True] * num_overflows + [False] * 40) is None
-
-
-@pytest.mark.parametrize("name", ["fp32", "bf16", "fp64"])
-def test_a_run_that_scales_nothing_has_no_scale_to_lose(name):
-    assert check_scale(Precision(name, "cpu").grad_scaler()) is None
 
 
 def test_scalers_state_round_trip():
