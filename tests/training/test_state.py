@@ -45,7 +45,7 @@ def until_stopped(scaler: torch.amp.GradScaler, overflows: list[bool]) -> int | 
         scaler.update()
         optimizer.zero_grad()
         if (reason := trouble(scaler, 1.0, 1.0)) is not None:
-            assert "scale of 1," in reason and "bf16" in reason and "\n" not in reason
+            assert "scale of 1;" in reason and "bf16" in reason and "\n" not in reason
             return number
     return None
 
