@@ -20,7 +20,7 @@ stands between two blanks, a *chunk*, alone:
     tokens(chunk_1 blank chunk_2 ...) = tokens(chunk_1) + tokens(blank chunk_2) + ...
 
 so a few hundred chunks and parts of chunks are encoded, and the rest is concatenation. That this holds is checked in
-every passage, for the longest candidate of every beginning; where it does not (a tokenizer with tokens such as "of the"),
+every passage, for the longest string of every beginning; where it does not (a tokenizer with tokens such as "of the"),
 each string is encoded by itself.
 
 Input: a passage's text. Used by: extract.py; `reachability` by predict.py.
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 from collections.abc import Sequence
 
 from qa.data.squad import Example
@@ -53,13 +54,14 @@ class Trie:
 
     def add(self, node: int, token_ids: Sequence[int]) -> int:
         """Walk on from `node`, where need be on new nodes."""
+        children = self.children
         for token in token_ids:
-            child = self.children[node].get(token)
+            child = children[node].get(token)
             if child is None:
-                child = self.children[node][token] = len(self.tokens)
+                child = children[node][token] = len(self.tokens)
                 self.tokens.append(token)
                 self.parents.append(node)
-                self.children.append({})
+                children.append({})
                 self.spans.append(None)
                 self._cuts_word.append(True)
             node = child
@@ -106,11 +108,6 @@ def _end(trie: Trie, node: int, units: Units, first: int, last: int) -> None:
     trie.end(node, start_char, end_char, cuts_word=not cut(units.text, WORDS).bound(start_char, end_char))
 
 
-def _first_beyond(units: Units, first: int, most_chars: int, stop: int) -> int:
-    """The first unit below `stop` up to whose end it is more than `most_chars` characters; else `stop`."""
-    return bisect.bisect_right(units.ends, units.starts[first] + most_chars, first, stop)
-
-
 def make_trie(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
     """All candidates of a passage.
 
@@ -119,31 +116,34 @@ def make_trie(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
     """
     units = cut(text, PARTS)
     trie, longest = _by_chunks(template, units, max_tokens - 1)
-    alone = template.encode_within_answer([_string(units, first, last) for first, (last, _) in longest.items()], begin=True)
-    if all(trie.find(ids) == node for ids, (_, node) in zip(alone, longest.values(), strict=True)):
+    alone = template.encode_within_answer([_string(units, first, last) for first, (last, _) in enumerate(longest)], begin=True)
+    if alone == [ids for _, ids in longest]:
         return trie
     return _one_by_one(template, units, max_tokens - 1)
 
 
-def _by_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[Trie, dict[int, tuple[int, int]]]:
-    """The trie, chunks being encoded alone; and for each first unit its longest candidate: last unit and node."""
-    trie, longest = Trie(), {}
+def _by_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[Trie, list[tuple[int, list[int]]]]:
+    """The trie, chunks being encoded alone; and for each first unit the longest string looked at: last unit and tokens.
+
+    That is one chunk longer than the first with too many tokens: a token that reaches over a blank may make them fewer.
+    """
+    trie, longest = Trie(), []
     heads, tails = _encode_chunks(template, units, max_tokens)
     for number, (chunk_first, chunk_stop) in enumerate(units.chunks):
         for first in range(chunk_first, chunk_stop):
-            base, length, endings = ROOT, 0, heads[first]
+            base, tokens, endings = ROOT, [], heads[first]
             for next_number in range(number + 1, len(units.chunks) + 1):
+                is_enough = len(tokens) > max_tokens
                 for last, ids in endings:
-                    if length + len(ids) <= max_tokens:
-                        node = trie.add(base, ids)
-                        _end(trie, node, units, first, last)
-                        longest[first] = last, node
+                    if len(tokens) + len(ids) <= max_tokens:
+                        _end(trie, trie.add(base, ids), units, first, last)
                 last, ids = endings[-1]
-                length += len(ids)
+                tokens = tokens + ids
                 is_whole = last + 1 == units.chunks[next_number - 1][1]
-                if next_number == len(units.chunks) or length >= max_tokens or not is_whole:
+                if next_number == len(units.chunks) or is_enough or not is_whole:
                     break
-                base, endings = trie.add(base, ids), tails[next_number]
+                base, endings = trie.add(base, ids) if len(tokens) <= max_tokens else base, tails[next_number]
+            longest.append((last, tokens))
     return trie, longest
 
 
@@ -153,12 +153,12 @@ Endings = list[tuple[int, list[int]]]  # (last unit, tokens up to its end), in o
 def _encode_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[list[Endings], list[Endings]]:
     """What may begin a candidate, from each unit within its chunk; what may go on in one, from each chunk's first unit.
 
-    Both stop where a string has too many characters for its tokens, and behind the first ending in any case.
+    Both stop where a string is too long for its tokens, and behind the first ending in any case.
     """
-    most = _most_chars(template, units, max_tokens) if max(map(_size, units.chunks), default=0) > LONG_CHUNK else None
+    stops = _stops(template, units, max_tokens) if max(map(_size, units.chunks), default=0) > LONG_CHUNK else units.chunk_stop
 
     def lasts(first: int, stop: int) -> range:
-        return range(first, stop if most is None else max(_first_beyond(units, first, most, stop), first + 1))
+        return range(first, max(min(stops[first], stop), first + 1))
 
     begins = [(first, last) for chunk_first, stop in units.chunks
               for first in range(chunk_first, stop) for last in lasts(first, stop)]
@@ -176,9 +176,9 @@ def _encode_chunks(template: PromptTemplate, units: Units, max_tokens: int) -> t
 
 def _one_by_one(template: PromptTemplate, units: Units, max_tokens: int) -> Trie:
     """The same for any tokenizer, at some hundred times the cost."""
-    trie, most = Trie(), _most_chars(template, units, max_tokens)
-    for first in range(len(units.starts)):
-        lasts = range(first, _first_beyond(units, first, most, len(units.starts)))
+    trie = Trie()
+    for first, stop in enumerate(_stops(template, units, max_tokens)):
+        lasts = range(first, stop)
         encoded = template.encode_within_answer([_string(units, first, last) for last in lasts], begin=True)
         for last, ids in zip(lasts, encoded, strict=True):
             if len(ids) <= max_tokens:
@@ -186,9 +186,49 @@ def _one_by_one(template: PromptTemplate, units: Units, max_tokens: int) -> Trie
     return trie
 
 
-def _most_chars(template: PromptTemplate, units: Units, max_tokens: int) -> int:
-    """No candidate has more characters: each of its tokens stands in the passage, as does the longest that counts here."""
-    return max_tokens * max((len(token) for token in template.token_texts() if token in units.text), default=1)
+def _stops(template: PromptTemplate, units: Units, max_tokens: int) -> list[int]:
+    """For each unit, one that no candidate from there on reaches: `max_tokens` of the longest tokens end before it.
+
+    A tokenizer writes text in letters of its own (" 塔" is "Ġå¡Ķ" in bytes, "▁<0xE5><0xA1><0x94>" to Llama 2), and a
+    token is a string of these. From any place of the passage so written, an encoding gets no further with a token than
+    to where the longest token ends that stands there, or at a place before. Where the parts of a passage are not
+    written as in the whole (a tokenizer that makes one <unk> of several units), nothing is known.
+    """
+    blanks = {first: _blank(units, first) for first, _ in units.chunks[1:]}
+    parts = [part for unit in range(len(units.starts)) for part in (blanks.get(unit, ""), units.string(unit, unit))]
+    written = dict(zip(set(parts), _own_letters(template, list(set(parts))), strict=True))
+    edges = list(itertools.accumulate(len(written[part]) for part in parts))  # [2U] a unit begins at an even, ends at an odd
+    whole = "".join(written[part] for part in parts)
+    if _own_letters(template, ["".join(parts)]) != [whole]:
+        return [len(units.starts)] * len(units.starts)
+    before = {text[i:] for text in _own_letters(template, [" ", *set(blanks.values())]) for i in range(len(text) + 1)}
+    vocabulary, most = _vocabulary(template.tokenizer)
+
+    def longest(start: int, blank: str = "") -> int:
+        """Where the longest token ends that stands at `start`, with `blank` written before it."""
+        ends = range(min(start + most, len(whole)), start, -1)
+        return next((end for end in ends if blank + whole[start:end] in vocabulary), start)
+
+    furthest = list(itertools.accumulate(map(longest, range(len(whole) + 1)), max))
+    stops = []
+    for start in edges[::2]:
+        end = max(longest(start, blank) for blank in before)
+        for _ in range(max_tokens - 1):
+            end = furthest[end]
+        stops.append(bisect.bisect_right(edges[1::2], end))
+    return stops
+
+
+def _own_letters(template: PromptTemplate, texts: list[str]) -> list[str]:
+    encoded = template.encode_within_answer(texts, begin=False)
+    return ["".join(template.tokenizer.convert_ids_to_tokens(ids)) for ids in encoded]
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary(tokenizer) -> tuple[frozenset[str], int]:
+    """All tokens, and the length of the longest."""
+    tokens = frozenset(tokenizer.get_vocab())
+    return tokens, max(map(len, tokens))
 
 
 def reachability(template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],

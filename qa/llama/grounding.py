@@ -18,15 +18,19 @@ F1 is the official one (evaluation/metrics.py) between the n tokens of the text 
 Why the search is short: one common token alone gives F1 = 2 / (n + 1), and m > n^2 tokens give at most
 2 n / (n + m) < 2 n / (n + n^2) = 2 / (n + 1). So no best span has more than n^2 tokens (articles and ASCII
 punctuation are none), and none has more than 2 n / b - n once F1 = b is reached. Nor does a best span begin
-or end with a token that the text lacks: without that token c is the same and m is smaller.
+or end with a token that the text lacks: without that token c is the same and m is smaller. ASCII punctuation at
+its edges changes no token, so the search goes over *solid* units, those with another character, and only the
+edits look at the marks beside.
 
 Input: text from generate.py. Used by: predict.py, which also reports how many answers were of each kind.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
+import string
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,14 +51,14 @@ class Grounded:
     kind: str  # "exact", "normalised", "repaired" or "empty"
 
 
-@functools.lru_cache(maxsize=1 << 15)
-def _tokens(string: str) -> list[str]:
+@functools.lru_cache(maxsize=1 << 13)
+def _tokens(part: str) -> list[str]:
     """The official tokens of a part of a chunk.
 
     Normalisation never looks past a blank, so a span's tokens are those of its part of the first chunk, of the
     whole chunks between, and of its part of the last chunk.
     """
-    return normalize_answer(string).split()
+    return normalize_answer(part).split()
 
 
 def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
@@ -72,40 +76,44 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
     kind, end = "exact", start + len(text)
     if start < 0:
         normalised = normalize_answer(text)
-        spans = _best_f1_spans(units, normalised.split(), max_words)
-        equal = [span for span in spans if normalize_answer(context[slice(*span)]) == normalised]
+        solid = [unit for unit in range(len(units.starts)) if units.string(unit, unit).strip(string.punctuation)]
+        spans = _best_f1_spans(units, solid, normalised.split(), max_words)
+        equal = [(units.starts[first], units.ends[last]) for first, last in spans
+                 if normalize_answer(units.string(first, last)) == normalised]
         if equal:
             kind, (start, end) = "normalised", min(equal, key=lambda span: (span[1] - span[0], span))
         else:
-            kind, (start, end) = "repaired", _fewest_edits(text, units, spans)
+            kind, (start, end) = "repaired", _fewest_edits(text, units, solid, spans)
     return Grounded(context[start:end], start, end, kind)
 
 
-def _best_f1_spans(units: Units, text_tokens: list[str], max_words: int | None) -> list[tuple[int, int]]:
-    """All spans (start_char, end_char) that have the best F1, in order; none if no token is in common."""
+def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str],
+                   max_words: int | None) -> list[tuple[int, int]]:
+    """All spans (first unit, last unit) of solid units that have the best F1, in order; none if no token is in common."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
+    beginnings = {token[:end] for token in map(_fold, wanted) for end in range(len(token) + 1)}
     limit = n * n if max_words is None else max_words
-    for first in range(len(units.starts)):
-        for last, num_common, num_tokens in _promising_spans(units, first, wanted, limit):
+    for first in range(len(solid)):
+        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, beginnings, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats
             if f1 > best_f1:
                 best_f1, best = f1, []
                 limit = min(limit, int(2 * n / f1 - n + 1e-9))
             if f1 == best_f1:
-                best.append((units.starts[first], units.ends[last]))
+                best.append((solid[first], solid[last]))
     return best
 
 
-def _promising_spans(units: Units, first: int, wanted: Counter,
+def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter, beginnings: set[str],
                      limit: int) -> Iterator[tuple[int, int, int]]:
-    """(last unit, c, m) of the spans that begin with unit `first` and might be best."""
-    left, num_common, num_tokens, part = dict(wanted), 0, 0, first  # left: still to be found
-    longest = max(map(len, wanted), default=0)
-    while part < len(units.starts) and num_tokens <= limit:  # a chunk, or what `first` leaves of it
-        for last in range(part, units.chunk_stop[part]):
-            tokens = _tokens(units.string(part, last))
-            if num_tokens == 0 and tokens and len(tokens[0]) > longest + 2:
-                return  # too long, and it only grows (or shrinks by 2: "x–th" + "e" ends in an article)
+    """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
+    left, num_common, num_tokens = dict(wanted), 0, 0  # left: still to be found
+    while first < len(solid) and num_tokens <= limit:  # a chunk, or what is left of it
+        stop = bisect.bisect_left(solid, units.chunk_stop[solid[first]])
+        for last in range(first, stop):
+            tokens = _tokens(units.string(solid[first], solid[last]))
+            if num_tokens == 0 and not _may_begin(tokens, wanted, beginnings) or num_tokens + len(tokens) > limit + 1:
+                return  # for good: as a chunk grows its tokens grow in number, but for one that becomes an article
             if not tokens or tokens[-1] in wanted:
                 more = sum(min(tokens.count(token), left.get(token, 0)) for token in set(tokens))
                 if num_common + more > 0 and num_tokens + len(tokens) <= limit:
@@ -116,22 +124,38 @@ def _promising_spans(units: Units, first: int, wanted: Counter,
             if left.get(token, 0) > 0:
                 left[token], num_common = left[token] - 1, num_common + 1
         num_tokens += len(tokens)
-        part = units.chunk_stop[part]
+        first = stop
 
 
-def _fewest_edits(text: str, units: Units, spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """The nearest of `spans` by edits, then the earliest, then the shortest; of all spans if it is empty."""
-    if len(spans) == 1:
-        return spans[0]
+def _may_begin(tokens: list[str], wanted: Counter, beginnings: set[str]) -> bool:
+    """Whether the first token of a growing part of a chunk is, or may yet become, a wanted one."""
+    if len(tokens) == 1:  # it may grow, or shrink by 2: "x–th" + "e" ends in an article
+        return _fold(tokens[0][:-2]) in beginnings
+    return not tokens or tokens[0] in wanted  # behind it stood an article, so it ends there
+
+
+def _fold(token: str) -> str:
+    return token.replace("ς", "σ")  # lower() writes Σ so at a word's end, which may be the end of a part
+
+
+def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
+    """The nearest of `spans` by edits, with any marks beside, then the earliest, then the shortest; of all spans if empty.
+
+    Returns:
+        start_char, end_char
+    """
     if not spans:
         distance, starts = edit_table(text, units.text, units.starts)
         return min((distance[end], starts[end], end) for end in units.ends)[1:]
-    candidates = []
-    for start, group in itertools.groupby(spans, key=lambda span: span[0]):
-        ends = [end for _, end in group]
-        distance, _ = edit_table(text, units.text[start:max(ends)], [0])
-        candidates += [(distance[end - start], start, end) for end in ends]
-    return min(candidates)[1:]
+    before = dict(zip(solid, [-1, *solid], strict=False))  # the solid units next to each
+    behind = dict(zip(solid, [*solid[1:], len(units.starts)], strict=True))
+    found = []
+    for first, group in itertools.groupby(spans, key=lambda span: span[0]):
+        starts = units.starts[before[first] + 1 : first + 1]
+        ends = [end for _, last in group for end in units.ends[last : behind[last]]]
+        distance, nearest = edit_table(text, units.text[starts[0] : ends[-1]], [start - starts[0] for start in starts])
+        found += [(distance[end - starts[0]], starts[0] + nearest[end - starts[0]], end) for end in ends]
+    return min(found)[1:]
 
 
 def edit_table(text: str, passage: str, starts: list[int]) -> tuple[list[int], list[int]]:

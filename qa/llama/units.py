@@ -8,7 +8,7 @@
 
 A span begins where a unit begins, and ends where one ends. Chinese, Japanese, Thai and others are written without blanks
 between words, so that a run of letters is a clause: there each character is a unit. A mark (an accent, a vowel sign, an
-emoji's skin colour) is of one unit with the character before it; Python's \\w has no marks, and would cut "हिन्दी" in four.
+emoji's skin colour) is of one unit with the character before it; Python's \\w has no marks, and would cut "हिन्दी" in six.
 
 Used by: candidates.py, grounding.py.
 """

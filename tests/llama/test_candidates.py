@@ -32,8 +32,30 @@ def make_superword_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
 
 
-@pytest.fixture(params=["byte_level", "sentencepiece", "superword"])
+def make_chinese_tokenizer():
+    """Tokens of several letters, of a blank (or a tab) and letters, and of parts of two letters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=["<eos>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["的塔 塔塔塔 高い塔の塔高 的灯塔 ที่ที่ tower tower—ish"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+def make_fused_tokenizer():
+    """Neighbouring characters that it does not know are one <unk>, however many."""
+    tokenizer = Tokenizer(models.BPE(vocab={"<unk>": 0, "<eos>": 1, " ": 2, "a": 3, "\n": 4}, merges=[], unk_token="<unk>",
+                                     fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>",
+                                   clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece", "superword", "chinese"])
 def template(request):
+    if request.param == "chinese":
+        return PromptTemplate(make_chinese_tokenizer())
     if request.param == "superword":
         return PromptTemplate(make_superword_tokenizer())
     return PromptTemplate(request.getfixturevalue(f"{request.param}_tokenizer"))
@@ -111,16 +133,49 @@ def test_chunks_are_trusted_only_where_they_agree_with_whole_strings(template, m
     original = candidates._one_by_one
     monkeypatch.setattr(candidates, "_one_by_one", lambda *args: one_by_one.append(1) or original(*args))
     make_trie(template, "The top of the tower of the Norman", 20)
-    assert bool(one_by_one) == (template.tokenizer.eos_token == "<eos>")
+    assert bool(one_by_one) == (len(template.tokenizer("of the").input_ids) == 1)
 
 
-def test_long_chunks_are_cut_where_no_candidate_can_reach(template, monkeypatch):
+def test_a_token_over_a_blank_is_seen_where_the_parts_have_too_many_tokens():
+    template = PromptTemplate(make_superword_tokenizer())  # " of the " is one token, " of" and " the" are two each
+    assert in_trie(make_trie(template, "of the tower", 3)).keys() == by_definition(template, "of the tower", 3).keys()
+
+
+@pytest.mark.parametrize("max_tokens", [2, 4, 9])
+def test_long_chunks_are_cut_where_no_candidate_can_reach(template, monkeypatch, max_tokens):
     """What has no blanks (Chinese, a link) is one chunk, whose strings are too many to encode them all."""
-    text = "塔,tower-1889/the.x_" * 6 + " end"
-    expected = in_trie(make_trie(template, text, 9))
-    monkeypatch.setattr(candidates, "LONG_CHUNK", 5)
-    assert in_trie(make_trie(template, text, 9)) == expected == {
-        ids: places[0] for ids, places in in_order(by_definition(template, text, 9), text).items()}
+    rng = random.Random(max_tokens)
+    texts = ["塔,tower-1889/the.x_" * 6 + " end"]
+    for _ in range(12):
+        gaps = rng.choice([["", "", "", "", " ", "\t"], ["", " \n "]])
+        texts.append("".join(rng.choice([*WORDS, "塔塔塔", "的灯塔"]) + rng.choice(gaps) for _ in range(rng.randint(1, 25))))
+    monkeypatch.setattr(candidates, "LONG_CHUNK", 0)
+    for text in texts:
+        expected = {ids: places[0] for ids, places in in_order(by_definition(template, text, max_tokens), text).items()}
+        assert in_trie(make_trie(template, text, max_tokens)) == expected, text
+
+
+def test_of_a_long_chinese_chunk_little_more_than_the_candidates_is_encoded(monkeypatch):
+    template = PromptTemplate(make_chinese_tokenizer())
+    text = "".join(random.Random(3).choices(["塔", "的", "灯", "高い", "の", "，", "tower"], k=400))
+    num_encoded = 0
+    original = template.encode_within_answer
+
+    def count(texts, begin):
+        nonlocal num_encoded
+        num_encoded += len(texts)
+        return original(texts, begin)
+
+    monkeypatch.setattr(template, "encode_within_answer", count)
+    trie = make_trie(template, text, 20)
+    assert num_encoded < 2 * sum(span is not None for span in trie.spans)
+
+
+def test_a_tokenizer_that_makes_one_token_of_many_unknown_characters_reaches_any_length(monkeypatch):
+    monkeypatch.setattr(candidates, "LONG_CHUNK", 0)
+    template, text = PromptTemplate(make_fused_tokenizer()), "塔的灯a塔高a" * 3
+    expected = {ids: places[0] for ids, places in in_order(by_definition(template, text, 4), text).items()}
+    assert in_trie(make_trie(template, text, 4)) == expected
 
 
 def in_order(found, text):
