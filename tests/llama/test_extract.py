@@ -20,7 +20,7 @@ from qa.llama.extract import extract
 from qa.llama.generate import generate, log_odds
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
-from qa.llama.search import Extraction, Span, Work, best_spans, describe_work
+from qa.llama.search import Work, best_spans
 from qa.weights import locate
 
 WORDS = ["tower", "the", "The", "Norman", "1889", "12", "in", "of", "Eiffel", "war", "x", "naïve", "engineer", "river"]
@@ -209,27 +209,6 @@ def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
     assert found.spans[0].log_prob == pytest.approx(max(brute_force(model, template, prompt, list(places))), abs=1e-4)
 
 
-def test_budget_ends_a_search_with_the_gap_that_is_left(tiny_llama_factory, template):
-    kinds = set()
-    for seed in range(12):
-        model = sharp(tiny_llama_factory(seed=seed), 0.5)
-        prompts = make_case(template, seed)
-        best = extract(model, template, prompts, 12, 1000, num_best=3)
-        for budget in (1, 4, 10):
-            found = extract(model, template, prompts, 12, 1000, num_best=3, max_expansions=budget)
-            for extraction, full in zip(found, best, strict=True):
-                assert bool(extraction.spans) == bool(full.spans)  # it goes on until there is one
-                assert extraction.num_expanded <= max(budget, full.num_expanded)
-                kinds.add(extraction.is_proven)
-                if extraction.is_proven:
-                    assert spans_of([extraction]) == spans_of([full]) and extraction.work.gap is None
-                else:
-                    assert extraction.num_expanded >= budget
-                    missed = full.spans[0].log_prob - extraction.spans[0].log_prob
-                    assert -1e-4 < missed <= extraction.work.gap + 1e-4
-    assert kinds == {True, False}
-
-
 def teach_bigrams(model, ids, strength):
     """Make each token of `ids` a likely successor of the one before it: the head listens to its embedding, layers whisper."""
     for layer in model.model.layers:
@@ -275,27 +254,6 @@ def test_refusal_is_scored_for_v2_and_its_odds_are_the_no_answer_score(tiny_llam
     for p in (1e-30, 0.1, 0.5, 0.9, 1 - 1e-6):
         assert log_odds(math.log(p)) == pytest.approx(math.log(p) - math.log1p(-p), abs=1e-6)
     assert log_odds(-1000.0) == -1000.0 and 20 < log_odds(0.0) == log_odds(1e-7) < 21  # rounding never makes it infinite
-
-
-def test_pieces_of_a_passage_are_one_list_of_spans():
-    prompts = [Prompt(index, f"q{index}", Piece([], "", 0), [], []) for index in (0, 0, 1)]
-
-    def piece(prompt, spans, bound, refusal):
-        return Extraction(prompt, [Span(*span) for span in spans], 2, bound, 5, 2, 7, refusal)
-
-    found = best_spans([
-        piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -math.inf, -3.0),
-        piece(prompts[1], [("b", 9, 10, -0.5), ("c", 4, 5, -4.0)], -1.5, -2.0),
-        piece(prompts[2], [], -math.inf, None),
-    ])  # fmt: skip
-    assert [extraction.prompt.index for extraction in found] == [0, 1]
-    assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
-    assert found[0].refusal_log_prob == -3.0 and found[0].is_proven  # the open prefix is below the second best of all
-    assert found[0].work == Work(10, 4, 14, None) and found[1].work == Work(5, 2, 7, None)
-    unsure = piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -0.75, None)
-    assert unsure.work.gap == 0.25 and not unsure.is_proven
-    line = describe_work([unsure.work, found[0].work])[0]
-    assert "1 of 2 not proven" in line and "0.25" in line and "median 5" in line and "at most 10" in line
 
 
 def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, template):
