@@ -283,6 +283,7 @@ def _download(name: str, split: str) -> Iterable[dict]:
     """The hub's rows; imported here because `datasets` takes seconds to import and few runs need it."""
     import datasets
 
+    datasets.disable_progress_bars()  # one would be drawn by every rank
     try:
         return datasets.load_dataset(HUB_NAMES[name], split="train" if split == "train" else "validation")
     except Exception as error:  # a missing hub shows itself in a dozen exception types
