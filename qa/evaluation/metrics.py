@@ -20,8 +20,8 @@ questions by na_prob and may stop between two of the same na_prob, where no thre
 ours takes them together. The official one also believes that a threshold of 0 refuses all, whatever the
 scores, and that "the" is a wrong answer where "" is right: ours does not.
 
-Input: examples from data/squad.py; predictions, {id: text}, from predict.py or predictions_file.py.
-Used by: evaluate.py, the train scripts (best checkpoint, threshold).
+Input: examples from data/squad.py; predictions, {id: text}.
+Used by: scoring.py, evaluate.py (a file of predictions), grounding.py (`normalize_answer`).
 Legend: N questions, in the examples' order; G distinct na_probs.
 """
 

@@ -19,7 +19,7 @@ of its successor; the copied tokens are kept as far as they equal these choices,
 The answer is that of plain greedy decoding, in fewer passes (Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al.
 2023, arXiv:2211.17192, for drafts in general).
 
-The score is the one that extract.py maximises over spans. Input: prompts from encode.py. Used by: predict.py.
+The score is the one that extract.py maximises over spans. Input: prompts from encode.py. Used by: reader.py.
 """
 
 from __future__ import annotations

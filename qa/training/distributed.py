@@ -3,7 +3,7 @@
 Under `torchrun --nproc_per_node=4` each process is one rank with one device; without it there is one rank and nothing
 here communicates. Every rank holds the whole model. The gradients of a step are summed once, after the last micro-batch, in
 flat buffers: because the loss is divided by the global count beforehand, the sum is the gradient of the global batch, and a
-rank that had nothing to do adds zeros. Used by both train scripts, predict.py and evaluate.py.
+rank that had nothing to do adds zeros. Used by both train scripts, both readers and evaluate.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 the model's shape is at least MIN_SPEEDUP times as fast as in fp32. That is measured, because the CPU's list of instructions
 does not tell: with avx512_bf16, AMD's Zen 4 multiplies about 2.3 times as fast in bf16, an Intel without AMX 0.6 times.
 
-Trainable parameters are fp32 in all but fp64. Used by both train scripts, evaluate.py and predict.py; `at_least_fp32` by
+Trainable parameters are fp32 in all but fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32` by
 losses and decoders.
 """
 
