@@ -24,10 +24,9 @@ from qa.data.squad import SquadData, load_squad
 from qa.errors import UserError, exit_status
 from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import default_folder, identity, result_files, write_results
+from qa.evaluation.results import check_results_folder, default_folder, identity, result_files, write_results
 from qa.evaluation.scoring import score
 from qa.evaluation.show import metrics_line, table
-from qa.files import check_out
 from qa.options import EvaluateOptions, parse, settings_typed, unheard
 from qa.reader import load_reader
 from qa.training import distributed
@@ -60,7 +59,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
     say = print if runtime.is_main else lambda *_, **__: None
     named = settings_typed(options, typed)
     folder = options.out or default_folder(options.ckpt, options.data, named)
-    check_out(folder)
+    check_results_folder(folder)
     reader, notes = load_reader(options, typed, runtime, data.is_v2)
     settings = reader.settings
     if settings.is_v2 is False and (data.is_v2 or not data.has_answers):

@@ -22,6 +22,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from qa.errors import UserError
 from qa.evaluation.scoring import answers
 from qa.files import check_out, write_json
 from qa.prediction import Prediction
@@ -48,6 +49,14 @@ def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
         folder = folder.parent  # a run replaces its model/ with the next save
     numbered = (folder / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     return next(path for path in numbered if _identity(path) in (None, identity(data, settings)))
+
+
+def check_results_folder(folder: Path | str) -> None:
+    """Whether results can be written there, and stay: asked before anything is computed."""
+    check_out(folder)
+    for product in (path for path in (Path(folder), *Path(folder).parents) if path.name == "model"):
+        if (product.parent / "options.json").is_file():
+            raise UserError(f"--out {folder}: is inside {product}, which its run replaces with the next save; choose another")
 
 
 def identity(data: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def write_results(folder: Path | str, files: dict[str, dict]) -> None:
         files: name, one of NAMES, -> content; what is empty is not written.
     """
     folder = Path(folder)
-    check_out(folder)
+    check_results_folder(folder)
     names = [name for name in NAMES if files.get(name)]
     staged = folder / ".new-results"
     shutil.rmtree(staged, ignore_errors=True)

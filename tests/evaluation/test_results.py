@@ -174,6 +174,9 @@ def test_evaluations_of_a_product_are_beside_it_and_not_in_it(tmp_path):
     assert default_folder(str(tmp_path / "model"), "demo", {}) == tmp_path / "model" / "evaluation-demo"
     (tmp_path / "options.json").write_text("{}")
     assert default_folder(str(tmp_path / "model"), "demo", {}) == tmp_path / "evaluation-demo"
+    for folder in (tmp_path / "model", tmp_path / "model" / "mine"):
+        with pytest.raises(UserError, match="which its run replaces with the next save"):
+            write_results(folder, {})
 
 
 def test_other_data_of_the_same_name_does_not_share_a_folder(tmp_path):
