@@ -36,7 +36,7 @@ from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card
 from qa.training.checkpoint import save_checkpoint
-from qa.training.dropout import Dropout
+from qa.training.dropout import replace_dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
@@ -72,7 +72,8 @@ def main() -> None:
     base_print = base_fingerprint(model)
     spec = LoraSpec(targets_from_flag(options.target), options.rank, options.alpha, options.lora_dropout, options.rslora)
     distributed.reseed(options.seed, 0, 0)  # every rank draws the same A
-    inject_lora(model, spec, make_dropout=Dropout)
+    inject_lora(model, spec)
+    replace_dropout(model)  # by one that is fast on a CPU
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the embeddings are frozen: no input needs a gradient

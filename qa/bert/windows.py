@@ -58,7 +58,7 @@ class Windows:
     def lengths(self) -> np.ndarray:
         return np.diff(self.bounds)  # [N]
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def batch(self, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
         """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean."""
         lengths = self.lengths[rows]
         column = np.arange(lengths.max())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,12 +167,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def load_adapter(
-    model: nn.Module,
-    adapter: Adapter,
-    base_name: str | None = None,
-    make_dropout: Callable[[float], nn.Module] = nn.Dropout,
-) -> list[str]:
+def load_adapter(model: nn.Module, adapter: Adapter, base_name: str | None = None) -> list[str]:
     """Inject the adapter into its base model and fill it. Returns warnings, at most one line each.
 
     Raises UserError if the base's weights are not those that the adapter was trained on (where our own file
@@ -190,7 +184,7 @@ def load_adapter(
         note = "the weights are the same" if adapter.base_fingerprint else "the answers may be wrong"
         warnings.append(f"{folder} was trained on the base {trained_on!r}, not on {base_name!r}; {note}")
     source = f"{folder / CONFIG_FILE}: target_modules"
-    inject_lora(model, adapter.spec, make_dropout=make_dropout, every_name=False, source=source)
+    inject_lora(model, adapter.spec, every_name=False, source=source)
     load_lora_state_dict(model, read_tensors(folder), source=str(folder / WEIGHTS_FILE))
     return warnings
 

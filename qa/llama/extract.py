@@ -38,7 +38,7 @@ reader.py (--decode exact).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,8 +56,7 @@ from qa.llama.search import Extraction, Search
 
 @torch.inference_mode()
 def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
-            num_best: int = 1, max_expansions: int = 0,
-            report: Callable[[int], object] = lambda num_done: None) -> list[Extraction]:
+            num_best: int = 1, max_expansions: int = 0) -> list[Extraction]:
     """Find the most probable spans for every prompt; they stand in the prompts' order.
 
     Args:
@@ -65,7 +64,6 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
         micro_tokens: tokens read at a time, padding included; bounds the memory: tokens of a pass, logits, and, but for one
             long row, the cache.
         max_expansions: a search that has expanded so many prefixes ends without proof, once it has found a span; 0: none does.
-        report: called after every batch with the number of its prompts.
     """
     prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     found: dict[Prompt, Extraction] = {}
@@ -80,7 +78,6 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
         search(model, reading, template, searches, micro_tokens)
         for of_prompt, refusal in zip(searches, refusals, strict=True):
             found[of_prompt.prompt] = of_prompt.result(of_prompt.prompt.piece.text, refusal)
-        report(len(reading.prompts))
     return [found[prompt] for prompt in prompts]
 
 

@@ -25,7 +25,7 @@ The score is the one that extract.py maximises over spans. Input: prompts from e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -101,8 +101,8 @@ class Generation:
 
 
 @torch.inference_mode()
-def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int, micro_tokens: int,
-             report: Callable[[int], object] = lambda num_done: None) -> list[Generation]:
+def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int,
+             micro_tokens: int) -> list[Generation]:
     """Answer every prompt greedily; the answers stand in the prompts' order.
 
     Args:
@@ -121,7 +121,6 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
             generation.text = template.decode(generation.token_ids)
             generation.refusal_log_prob = refusal
             answers[generation.prompt] = generation
-        report(len(reading.prompts))
     return [answers[prompt] for prompt in prompts]
 
 

@@ -61,13 +61,8 @@ def _tokens(part: str) -> list[str]:
     return normalize_answer(part).split()
 
 
-def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
-    """Find `text`, or the span nearest to it, in `context`.
-
-    Args:
-        max_words: the longest span that the search by F1 looks at, in official tokens. None: n^2, which
-            leaves out no best span. The search by edits alone has no limit.
-    """
+def ground(text: str, context: str) -> Grounded:
+    """Find `text`, or the span nearest to it, in `context`."""
     text, units = text.strip(), cut(context, WORDS)
     if not text or not units.starts:
         return Grounded("", None, None, "empty")
@@ -77,7 +72,7 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
     if start < 0:
         normalised = normalize_answer(text)
         solid = [unit for unit in range(len(units.starts)) if units.string(unit, unit).strip(string.punctuation)]
-        spans = _best_f1_spans(units, solid, normalised.split(), max_words)
+        spans = _best_f1_spans(units, solid, normalised.split())
         equal = [(units.starts[first], units.ends[last]) for first, last in spans
                  if normalize_answer(units.string(first, last)) == normalised]
         if equal:
@@ -87,12 +82,11 @@ def ground(text: str, context: str, max_words: int | None = None) -> Grounded:
     return Grounded(context[start:end], start, end, kind)
 
 
-def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str],
-                   max_words: int | None) -> list[tuple[int, int]]:
+def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
     """All spans (first unit, last unit) of solid units that have the best F1, in order; none if no token is in common."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
     beginnings = {token[:end] for token in map(_fold, wanted) for end in range(len(token) + 1)}
-    limit = n * n if max_words is None else max_words
+    limit = n * n
     for first in range(len(solid)):
         for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, beginnings, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -42,24 +41,17 @@ class LoRALinear(nn.Module):
     autocast's type, as every linear layer is.
     """
 
-    def __init__(
-        self,
-        base: nn.Linear,
-        rank: int,
-        scale: float,
-        dropout: nn.Module | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         assert type(base) is nn.Linear, f"LoRA over {type(base).__name__}: a packed or already wrapped layer"
         stored = torch.promote_types(base.weight.dtype, torch.float32)
         self.base = base
         self.scale = scale
-        self.dropout = nn.Identity() if dropout is None else dropout
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         # Built as peft builds them, on the CPU and in this order, so that one seed gives both the same A.
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)  # weight [r, in]
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)  # weight [out, r]
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5), generator=generator)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
         self.lora_A.to(base.weight.device, stored)
         self.lora_B.to(base.weight.device, stored)
@@ -98,20 +90,10 @@ class LoRALinear(nn.Module):
             self.unmerged_weight = None
 
 
-def inject_lora(
-    model: nn.Module,
-    spec: LoraSpec,
-    *,
-    make_dropout: Callable[[float], nn.Module] = nn.Dropout,
-    generator: torch.Generator | None = None,
-    every_name: bool = True,
-    source: str = "--target",
-) -> list[str]:
+def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, source: str = "--target") -> list[str]:
     """Freeze the whole model and give every target layer its trainable A and B; the paths of these layers.
 
     Args:
-        make_dropout: builds one layer's dropout from its rate (nn.Dropout is slow on a CPU); not called at 0.
-        generator: for A's random start (on the CPU); None is PyTorch's global one.
         every_name: each listed target must match a layer; peft asks it of one of them only.
         source: the flag or file that an error names.
     """
@@ -121,8 +103,7 @@ def inject_lora(
     targets = find_targets(model, spec, source)
     model.requires_grad_(False)
     for name, base in targets.items():
-        dropout = make_dropout(spec.dropout) if spec.dropout > 0 else None
-        layer = LoRALinear(base, spec.rank_of(name), spec.scale_of(name), dropout, generator)
+        layer = LoRALinear(base, spec.rank_of(name), spec.scale_of(name), spec.dropout)
         layer.train(base.training)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)

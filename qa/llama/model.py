@@ -33,9 +33,7 @@ from qa.files import readable
 from qa.llama.lora import lora_layers, merge, unmerge
 
 
-def load_llama(
-    path: Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
 
     Raises UserError, naming `path`, if this is no LLaMA, if its weights are not exactly those of one, or if
@@ -50,14 +48,8 @@ def load_llama(
         check_folder(path)
         folder, where, how = path, {}, {"use_safetensors": True}
     try:
-        model, report = LlamaForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **where,
-            **how,
-        )
+        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
+                                                         output_loading_info=True, **where, **how)
     except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded as a LLaMA: {_first_line(error)}") from error
     for problem, keys in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):

@@ -213,7 +213,7 @@ class PromptTemplate:
         """A segment's ids. `is_user`: special tokens in it are mere text. `is_first`: it begins the prompt."""
         return self._encode_batch([text], is_user, is_first)[0]
 
-    def _encode_batch(self, texts: Sequence[str], is_user: bool = False, is_first: bool = False) -> list[list[int]]:
+    def _encode_batch(self, texts: Sequence[str], is_user: bool, is_first: bool = False) -> list[list[int]]:
         if not texts:
             return []
         has_anchor = self._adds_blank and not is_first

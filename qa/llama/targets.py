@@ -90,7 +90,7 @@ def targets_from_flag(text: str) -> tuple[str, ...] | str:
     return tuple(name if "_" in name else f"{name}_proj" for name in names)
 
 
-def find_targets(model: nn.Module, spec: LoraSpec, source: str = "--target") -> dict[str, nn.Linear]:
+def find_targets(model: nn.Module, spec: LoraSpec, source: str) -> dict[str, nn.Linear]:
     """{path: layer} of the layers that `spec` names, in the model's order.
 
     Raises UserError, blaming the flag or file `source`, if there is none, or one that is no linear layer, or
@@ -117,7 +117,7 @@ def find_targets(model: nn.Module, spec: LoraSpec, source: str = "--target") -> 
     return found
 
 
-def check_every_name(model: nn.Module, targets: tuple[str, ...] | str, source: str = "--target") -> None:
+def check_every_name(model: nn.Module, targets: tuple[str, ...] | str, source: str) -> None:
     """Each listed name must match by itself: a misspelt one among good ones would be left out in silence."""
     for name in targets if isinstance(targets, tuple) else ():
         find_targets(model, LoraSpec(targets=(name,)), source)

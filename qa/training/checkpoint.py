@@ -50,9 +50,7 @@ class Checkpoint:
 # ---- saving ------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(
-    run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int = 2
-) -> Path:
+def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
     """Save `step`, delete all but the `keep` newest steps up to it, and return the new folder.
 
     Steps above `step` go too: the run went back behind them, and no later fallback must land there.

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -76,8 +75,7 @@ def time_products(num_tokens: int, hidden_size: int, intermediate_size: int) -> 
     return best[0], best[1]
 
 
-def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate_size: int,
-                     time_products: Callable[[int, int, int], tuple[float, float]] = time_products) -> Precision:
+def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate_size: int) -> Precision:
     """Resolve `--precision`; every rank gets the choice of rank 0.
 
     Args:
@@ -91,7 +89,7 @@ def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate
         name = _native_half()
         return Precision(name, "cuda", f"{name}: this GPU {'computes' if name == 'bf16' else 'only emulates'} bf16")
     # All ranks try at the same time, as they will compute; their results may differ.
-    num_tokens, speedup = gather_objects(_bf16_speedup(hidden_size, intermediate_size, time_products), runtime)[0]
+    num_tokens, speedup = gather_objects(_bf16_speedup(hidden_size, intermediate_size), runtime)[0]
     name = "bf16" if speedup >= MIN_SPEEDUP else "fp32"
     return Precision(name, "cpu", f"{name}: a product [{num_tokens}, {hidden_size}] x [{hidden_size}, {intermediate_size}] is "
                                   f"{speedup:.2f} times as fast in bf16 as in fp32 here")
@@ -121,8 +119,7 @@ def _native_half() -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def _bf16_speedup(hidden_size: int, intermediate_size: int,
-                  time_products: Callable[[int, int, int], tuple[float, float]]) -> tuple[int, float]:
+def _bf16_speedup(hidden_size: int, intermediate_size: int) -> tuple[int, float]:
     """How many times as fast this CPU multiplies in bf16 as in fp32; returns the product's number of tokens, and that.
 
     Tokens are doubled until the slower type takes some milliseconds, well above the noise of a clock. With fewer than 64 the

@@ -38,7 +38,7 @@ SIZES = dict(vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_
 def batch(tiny_bert_folder, small_squad) -> dict[str, torch.Tensor]:
     """8 windows of different lengths, with labels, padded."""
     windows = make_windows(parse_squad(small_squad, "small").passages, weights.load_tokenizer(tiny_bert_folder), 64, 16)
-    batch = windows.batch(np.argsort(windows.lengths)[np.linspace(0, len(windows) - 1, 8).astype(int)])
+    batch = windows.batch(np.argsort(windows.lengths)[np.linspace(0, len(windows) - 1, 8).astype(int)], "cpu")
     assert not batch["attention_mask"].all() and batch["start_token"].any()
     return batch
 

@@ -95,7 +95,7 @@ def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, toke
         expected = reference(example.question, context, truncation="only_second", max_length=max_length,
                              stride=overlap, return_overflowing_tokens=True, return_offsets_mapping=True)
         assert len(rows) == len(expected["input_ids"]), example
-        batch = windows.batch(rows)
+        batch = windows.batch(rows, "cpu")
         for number, row in enumerate(rows):
             ids, length = expected["input_ids"][number], len(expected["input_ids"][number])
             assert tokens_of(windows, row).tolist() == ids
@@ -237,7 +237,7 @@ def test_passage_without_tokens_gives_one_window_without_passage(context, tokeni
     assert first == past == windows.lengths[0] - 1
     assert tokens_of(windows, 0)[0] == 2 and tokens_of(windows, 0)[-2:].tolist() == [3, 3]
     assert windows.start_token.tolist() == windows.end_token.tolist() == [0, 0]
-    batch = windows.batch(np.array([0, 1]))
+    batch = windows.batch(np.array([0, 1]), "cpu")
     assert batch["token_type_ids"][0].sum() == 1  # the last [SEP]
 
 
@@ -282,7 +282,7 @@ def test_batch_takes_rows_in_any_order_and_pads_to_the_longest_of_them(small_squ
     passages = parse_squad(small_squad, "small").passages
     windows = make_windows(passages, tokenizer, 64, 16)
     rows = np.array([5, 0, 17, 5])
-    batch = windows.batch(rows)
+    batch = windows.batch(rows, "cpu")
     longest = windows.lengths[rows].max()
     for number, row in enumerate(rows):
         padding = longest - windows.lengths[row]

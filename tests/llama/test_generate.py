@@ -108,13 +108,11 @@ def test_answers_do_not_depend_on_the_cut_into_batches(tiny_llama, template):
     num_tokens = []
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.append(inputs[0].shape[1]))
     for micro_tokens in (1, 60, 200):
-        done = []
         num_tokens.clear()
-        answers = generate(tiny_llama, template, prompts, 10, micro_tokens, report=done.append)
+        answers = generate(tiny_llama, template, prompts, 10, micro_tokens)
         assert max(num_tokens) <= max(micro_tokens, 1 + DRAFT)  # a passage is read in pieces; an answer's draft is not
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         assert [a.log_prob for a in answers] == pytest.approx([a.log_prob for a in expected], abs=1e-4)
-        assert sum(done) == len(prompts) and len(done) > 1
 
 
 def test_score_of_a_given_answer_and_no_trace_in_the_cache(tiny_llama, template):

@@ -28,7 +28,7 @@ def levenshtein(a: str, b: str) -> int:
     return table[-1][-1]
 
 
-def brute_force(text: str, context: str, max_words: int | None = None) -> tuple:
+def brute_force(text: str, context: str) -> tuple:
     """(start, end, kind) by the definition: every span is normalised, scored and compared in full."""
     text = text.strip()
     pieces = [match.span() for match in re.finditer(UNIT, context)]
@@ -47,7 +47,7 @@ def brute_force(text: str, context: str, max_words: int | None = None) -> tuple:
     for start, end in spans:
         tokens = normalize_answer(context[start:end]).split()
         common = sum((Counter(tokens) & Counter(target)).values())
-        if not common or (max_words is not None and len(tokens) > max_words):
+        if not common:
             continue
         if tokens == target:
             equal.append((end - start, start, end))
@@ -71,16 +71,15 @@ def random_case(rng: random.Random) -> tuple[str, str]:
     return " ".join(rng.choice([*WORDS, "dog", "zzz", "matt"]) for _ in range(rng.randint(0, 5))), context
 
 
-@pytest.mark.parametrize("max_words", [None, 3])
-def test_ground_matches_brute_force_over_all_spans(max_words):
-    rng = random.Random(1 if max_words is None else 2)
+def test_ground_matches_brute_force_over_all_spans():
+    rng = random.Random(1)
     kinds = Counter()
-    for _ in range(400):
+    for _ in range(800):
         text, context = random_case(rng)
         if rng.random() < 0.3:
             text = text.upper()
-        found = ground(text, context, max_words)
-        start, end, kind = brute_force(text, context, max_words)
+        found = ground(text, context)
+        start, end, kind = brute_force(text, context)
         assert (found.start_char, found.end_char, found.kind) == (start, end, kind), (text, context)
         assert found.text == ("" if kind == "empty" else context[start:end])
         kinds[kind] += 1

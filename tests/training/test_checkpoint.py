@@ -91,7 +91,7 @@ def test_round_trip_keeps_every_bit_of_every_type(tmp_path):
     named["bool"] = torch.rand(9, generator=generator) > 0.5
     named["signalling nan"] = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)
     named["grad"] = torch.nn.Parameter(torch.randn(3, generator=generator))
-    save_checkpoint(tmp_path, 7, {"model": named, "nothing": {}}, {})
+    save_checkpoint(tmp_path, 7, {"model": named, "nothing": {}}, {}, keep=2)
     loaded = load_checkpoint(tmp_path).tensors
     assert loaded["nothing"] == {} and loaded["model"].keys() == named.keys()
     for name, value in named.items():
@@ -103,7 +103,7 @@ def test_round_trip_keeps_every_bit_of_every_type(tmp_path):
 def test_tied_overlapping_and_strided_tensors_come_back_apart(tmp_path):
     base = torch.arange(24.0).view(4, 6)
     named = {"embedding": base, "head": base, "row": base[1], "turned": base.t(), "strided": base[:, ::2]}
-    save_checkpoint(tmp_path, 1, {"model": named}, {})
+    save_checkpoint(tmp_path, 1, {"model": named}, {}, keep=2)
     loaded = load_checkpoint(tmp_path).tensors["model"]
     for name, value in named.items():
         assert torch.equal(loaded[name], value), name
@@ -118,7 +118,7 @@ def test_loaded_tensors_do_not_depend_on_the_file(run):
 
 def test_state_is_json_and_comes_back_equal(tmp_path):
     state = {"none": None, "text": "“Żółw” 🐢 \ud83d", "big": 2**80, "float": 0.1 + 0.2, "list": [[]]}
-    folder = save_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(1)}}, state)
+    folder = save_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(1)}}, state, keep=2)
     assert load_checkpoint(tmp_path).state == state
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
     assert "“Żółw” 🐢" in (folder / "state.json").read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ def test_keeps_exactly_the_newest(tmp_path, keep):
 def test_the_same_step_can_be_saved_again_and_again(run):
     for times in range(2, 5):
         tensors, _ = state_of(2)
-        folder = save_checkpoint(run, 2, tensors, {"times": times})
+        folder = save_checkpoint(run, 2, tensors, {"times": times}, keep=2)
         checkpoint = load_checkpoint(run)
         assert (checkpoint.folder, checkpoint.state, checkpoint.warnings) == (folder, {"times": times}, [])
         assert step_names(run) == ["step-000001", folder.name]
@@ -347,7 +347,7 @@ for line in sys.stdin:
             os.fsync = lambda descriptor: None
             kill_before(int(k))
         for step in range(int(step), int(step) + (1 if int(k) >= 0 else 2000)):
-            save_checkpoint(Path(run), step, *state_of(step))
+            save(Path(run), step)
             print(step, flush=True)
         os._exit(0)
     print("end", os.waitpid(pid, 0)[1], flush=True)

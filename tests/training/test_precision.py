@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import qa.training.precision as precision_module
 from qa.errors import UserError
 from qa.training.distributed import Runtime
 from qa.training.optim import make_adamw
@@ -18,9 +19,10 @@ SHAPE = (384, 1536)  # MiniLM's feed-forward layer
 
 @pytest.mark.parametrize("fp32_ms, bf16_ms, expected, ratio", [
     (6, 10, "fp32", "0.60"), (129, 100, "fp32", "1.29"), (130, 100, "bf16", "1.30"), (23, 10, "bf16", "2.30")])
-def test_auto_on_a_cpu_takes_bf16_where_it_is_1_3_times_as_fast(fp32_ms, bf16_ms, expected, ratio):
+def test_auto_on_a_cpu_takes_bf16_where_it_is_1_3_times_as_fast(fp32_ms, bf16_ms, expected, ratio, monkeypatch):
     """Whatever it says of its instructions: an Intel with avx512_bf16 but without AMX gave 0.6, AMD's Zen 4 gave 2.3."""
-    precision = choose_precision("auto", CPU, *SHAPE, lambda *shape: (fp32_ms, bf16_ms))
+    monkeypatch.setattr(precision_module, "time_products", lambda *shape: (fp32_ms, bf16_ms))
+    precision = choose_precision("auto", CPU, *SHAPE)
     assert precision == Precision(expected, "cpu")
     assert precision.reason == f"{expected}: a product [64, 384] x [384, 1536] is {ratio} times as fast in bf16 as in fp32 here"
 
@@ -28,7 +30,7 @@ def test_auto_on_a_cpu_takes_bf16_where_it_is_1_3_times_as_fast(fp32_ms, bf16_ms
 @pytest.mark.parametrize("fp32_ms, bf16_ms, num_tokens", [
     # of a product of 64 tokens; the slower type's must be over 4 ms: 512 tokens take 8 * 0.6 = 4.8 ms
     (0.6, 0.3, 512), (0.3, 0.6, 512), (0.001, 0.001, 4096), (0.3, 30, 64)])
-def test_a_product_grows_until_it_takes_milliseconds(fp32_ms, bf16_ms, num_tokens):
+def test_a_product_grows_until_it_takes_milliseconds(fp32_ms, bf16_ms, num_tokens, monkeypatch):
     tried = []
 
     def times(num_tokens, hidden_size, intermediate_size):
@@ -36,7 +38,8 @@ def test_a_product_grows_until_it_takes_milliseconds(fp32_ms, bf16_ms, num_token
         assert (hidden_size, intermediate_size) == SHAPE
         return fp32_ms * 1e-3 * num_tokens / 64, bf16_ms * 1e-3 * num_tokens / 64
 
-    assert f"[{num_tokens}, 384]" in choose_precision("auto", CPU, *SHAPE, times).reason
+    monkeypatch.setattr(precision_module, "time_products", times)
+    assert f"[{num_tokens}, 384]" in choose_precision("auto", CPU, *SHAPE).reason
     assert tried == [tokens for tokens in (64, 128, 256, 512, 1024, 2048, 4096) if tokens <= num_tokens]
 
 
@@ -57,8 +60,9 @@ def test_this_machines_auto_can_be_computed():
 def test_auto_on_a_gpu_does_not_take_emulated_bf16(native, monkeypatch):
     """As on T4 and V100, where is_bf16_supported() is true all the same. LLaMA's frozen weights are held in the same type."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(precision_module, "time_products", lambda *shape: pytest.fail("measured on the CPU"))
     expected = "bf16" if native else "fp16"
-    precision = choose_precision("auto", GPU, *SHAPE, lambda *shape: pytest.fail("measured on the CPU"))
+    precision = choose_precision("auto", GPU, *SHAPE)
     assert precision == Precision(expected, "cuda") and precision.reason.startswith(f"{expected}: this GPU")
     assert base_dtype("auto", "auto", GPU.device) == (torch.bfloat16 if native else torch.float16)
 
