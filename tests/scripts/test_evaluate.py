@@ -110,6 +110,28 @@ def test_two_ranks_write_the_same_files_as_one(run_folder, data_file, scripts, t
     assert ended.out.count("F1") == 1 and ended.out_of_others == ""
 
 
+@pytest.mark.parametrize("decode", ["greedy", "exact"])
+def test_ranks_do_not_change_llamas_answers_on_a_passage_in_pieces(decode, tiny_llama_folder, data_file, scripts, tmp_path):
+    """Each rank gets whole passages. A batch is one row, whatever the ranks, so that even the last bits are the same."""
+    document = json.loads(data_file.read_text())
+    paragraphs = [paragraph for article in document["data"] for paragraph in article["paragraphs"]][:4]
+    long = " ".join(passage.text for passage in load_squad(str(data_file)).passages * 2)
+    assert len(AutoTokenizer.from_pretrained(tiny_llama_folder)(long).input_ids) > 2 * 256, "else there are no 3 pieces"
+    paragraphs[1]["context"] = long
+    for qa in paragraphs[1]["qas"]:
+        del qa["answers"]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"version": "1.1", "data": [{"title": "Bridges", "paragraphs": paragraphs}]}))
+    results = {}
+    for ranks in (1, 2, 3):
+        ended = scripts.evaluate("--ckpt", str(tiny_llama_folder), "--data", str(data), *FP32, "--decode", decode,
+                                 "--max-answer-length", "8", "--micro-tokens", "50", "--out", str(tmp_path / str(ranks)),
+                                 ranks=ranks)
+        assert "1 of 4 passages are too long for 256 tokens: read in pieces" in ended.out and ended.out_of_others == ""
+        results[ranks] = [(tmp_path / str(ranks) / name).read_bytes() for name in ("predictions.json", "nbest.json")]
+    assert results[1] == results[2] == results[3]
+
+
 def test_plain_encoder_is_scored_and_called_untrained(tiny_bert_folder, data_file, scripts, tmp_path):
     ended = scripts.evaluate("--ckpt", str(tiny_bert_folder), "--data", str(data_file), "--max-length", "128",
                              "--overlap", "32", "--out", str(tmp_path))
