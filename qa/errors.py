@@ -32,6 +32,7 @@ class Stopped(Exception):
 
 def exit_status(main: Callable[[], None]) -> int:
     """Run a script's `main` and turn its outcome into the exit status. Under torchrun rank 0 alone prints the line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; printing it must not end a run
     try:
         main()
         return 0

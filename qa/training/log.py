@@ -45,7 +45,7 @@ class RunLog:
         self.bar: tqdm | None = None
         if self.is_main:
             is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-            self.file = open(path, "a", encoding="utf-8")
+            self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
             self.file.write("\n" * is_cut)  # a crash left half a line: the next event begins its own
 
     def step(self, step: int, loss: float, num_examples: int, weight: int, every: int, grad_norm: float,

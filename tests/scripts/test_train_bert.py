@@ -181,3 +181,28 @@ def test_fp16_stops_a_long_run_as_soon_as_no_scale_is_left(scripts, read_run, tm
     assert re.search(r"^stopped before the update of step (1[6-9]|2\d): gradients overflow fp16 even at a scale of 1",
                      ended.last_line)
     assert not (tmp_path / "run" / "model").exists()
+
+
+# ---- what is drawn, and what is written -----------------------------------------------------------------------
+
+
+def test_the_seed_draws_no_data_and_the_data_seed_nothing_else(scripts, read_run, tmp_path):
+    """Seeds 0 and 1 train on the same 20 questions from other heads; data seeds 0 and 1 on other questions."""
+    seen = {}
+    for seed, data_seed in ((0, 0), (1, 0), (0, 1)):
+        out = tmp_path / f"{seed}-{data_seed}"
+        scripts.train(out, "--max-train-questions", "20", "--seed", str(seed), "--data-seed", str(data_seed), "--epochs", "1",
+                      "--save-every", "1", "--keep", "9", "--held-out", "0.2")
+        head = read_run(out).tensors(1)["model:qa_outputs.bias"]
+        seen[seed, data_seed] = json.loads((out / "options.json").read_text())["examples"], head
+    assert seen[0, 0][0] == seen[1, 0][0] != seen[0, 1][0]
+    assert not torch.equal(seen[0, 0][1], seen[1, 0][1])
+
+
+def test_a_data_file_whose_name_is_no_text_trains_to_the_end(scripts, data_file, tmp_path):
+    """The name's byte 0xff is no UTF-8: it once ended a run at its model card, after the training."""
+    data = tmp_path / "small-\udcff.json"
+    shutil.copy(data_file, data)
+    scripts.train(tmp_path / "run", "--train-data", str(data), "--dev-data", str(data), "--epochs", "1")
+    assert "small-" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "small-" in scripts.evaluate("--ckpt", str(tmp_path / "run"), "--data", str(data), "--precision", "fp32").out
