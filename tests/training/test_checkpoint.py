@@ -325,8 +325,7 @@ SAVER = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:]
-from qa.training.checkpoint import save_checkpoint
-from test_checkpoint import state_of
+from test_checkpoint import save
 
 def kill_before(k):
     def on_event(event, args):
