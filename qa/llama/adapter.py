@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qa.errors import UserError
+from qa.files import write_bytes, write_json
 from qa.llama.lora import inject_lora, load_lora_state_dict, lora_layers, lora_state_dict
 from qa.llama.targets import LoraSpec
 
@@ -85,11 +86,11 @@ def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    own = {"base_model": base_name, "base_fingerprint": fingerprint}
     tensors = {KEY_PREFIX + key: t.cpu().contiguous() for key, t in lora_state_dict(model).items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    for name, content in ((CONFIG_FILE, config), (OWN_FILE, own)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # ASCII, with escapes: peft opens it in the locale's encoding.
+    write_bytes(folder / CONFIG_FILE, json.dumps(config, indent=1).encode("ascii"))
+    write_json(folder / OWN_FILE, {"base_model": base_name, "base_fingerprint": fingerprint})
 
 
 def _portable_targets(model: nn.Module, spec: LoraSpec) -> list[str] | str:

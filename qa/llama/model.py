@@ -31,6 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from qa.errors import UserError
 from qa.files import readable
 from qa.llama.lora import lora_layers, merge, unmerge
+from qa.weights import expect_family
 
 
 def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
@@ -92,17 +93,8 @@ def load_tokenizer(path: Path, folder: Path, **kwargs) -> PreTrainedTokenizerBas
 
 def check_folder(folder: Path) -> None:
     """Its config.json says that it is a LLaMA with ordinary weights."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError:
-        is_adapter = (folder / "adapter_config.json").is_file()
-        note = " (it holds a LoRA adapter: give it to evaluate.py as --ckpt)" if is_adapter else ""
-        raise UserError(f"{folder} has no config.json{note}; expected the folder of a LLaMA model") from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not JSON ({error}); copy the model again") from None
-    family = config.get("model_type")
-    if family != "llama":
-        raise UserError(f"{folder} is a model of the family {family!r}; expected 'llama' (LlamaForCausalLM)")
+    expect_family(folder, "llama")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if packing := config.get("quantization_config"):
         method = packing.get("quant_method", "an unnamed method")
         raise UserError(f"{folder} holds weights packed by {method}; give the model without it, or a .gguf")
