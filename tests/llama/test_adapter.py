@@ -112,12 +112,12 @@ def test_the_word_all_linear_in_a_file_means_what_peft_takes_it_for(tiny_llama, 
 
 
 @pytest.mark.parametrize("name", OUR_SPECS)
-def test_our_folders_load_in_peft_and_here(tiny_llama, tmp_path, name):
+def test_our_folders_load_in_peft_and_here(tiny_llama, byte_level_tokenizer, tmp_path, name):
     base, again = copy.deepcopy(tiny_llama), copy.deepcopy(tiny_llama)
     fingerprint = base_fingerprint(base)
     inject_lora(tiny_llama, OUR_SPECS[name])
     randomise(tiny_llama)
-    save_adapter(tiny_llama, OUR_SPECS[name], tmp_path, "models/Zürich", fingerprint)
+    save_adapter(tiny_llama, byte_level_tokenizer, OUR_SPECS[name], tmp_path, "models/Zürich", fingerprint)
     assert (tmp_path / CONFIG_FILE).read_bytes().isascii()  # peft opens it in the locale's encoding
     expected = tiny_llama(input_ids=IDS).logits
 
@@ -251,11 +251,11 @@ def test_a_broken_config_is_the_users_error(tmp_path, content):
 
 
 @pytest.fixture
-def saved(tiny_llama, tmp_path):
+def saved(tiny_llama, byte_level_tokenizer, tmp_path):
     base = copy.deepcopy(tiny_llama)
     inject_lora(tiny_llama, LoraSpec())
     randomise(tiny_llama)
-    save_adapter(tiny_llama, LoraSpec(), tmp_path, "base-a", base_fingerprint(base))
+    save_adapter(tiny_llama, byte_level_tokenizer, LoraSpec(), tmp_path, "base-a", base_fingerprint(base))
     return base, tmp_path
 
 

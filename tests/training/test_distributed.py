@@ -118,8 +118,7 @@ def test_micro_tokens_default_depends_on_the_device_and_a_given_number_stays():
 PROGRAM = """
 import os
 import torch
-from qa.training import distributed
-from qa.training.precision import choose_precision
+from qa.training import distributed, precision
 
 distributed.BUCKET_BYTES = 120  # several buckets, and a gradient larger than one
 runtime = distributed.start()
@@ -144,7 +143,8 @@ assert distributed.sum_over_ranks(total, runtime) is total and total.tolist() ==
 assert distributed.gather_objects({"rank": rank}, runtime) == [{"rank": 0}, {"rank": 1}]
 for fast_rank, expected in ((0, "bf16"), (1, "fp32")):  # bf16 is fast on one rank only: rank 0 chooses for both
     seconds = (0.02, 0.01) if rank == fast_rank else (0.01, 0.02)
-    chosen = choose_precision("auto", runtime, 384, 1536, lambda *shape: seconds)
+    precision.time_products = lambda *shape: seconds
+    chosen = precision.choose_precision("auto", runtime, 384, 1536)
     assert chosen.name == expected and chosen.reason.startswith(expected + ": a product [64, 384]"), chosen
 distributed.barrier(runtime)
 distributed.finish(runtime)
