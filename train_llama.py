@@ -119,8 +119,7 @@ def main() -> None:
             save_checkpoint(folder, state.step, tensors, others, options.keep)
         distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
 
-    stop = StopSignal(options.stop_after)
-    first_step = state.step
+    stop, first_step = StopSignal(options.stop_after), state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
         if step == first_step or step_of_epoch == 0:
