@@ -210,7 +210,7 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
         own = values.get("train_data", cls.train_data)
         values["dev_data"] = own if own in OWN_DEV and "dev_data" not in values else None
     options = cls(**values)
-    _check(options)
+    check(options)
     return options, typed
 
 
@@ -293,7 +293,11 @@ _RULES: dict[str, tuple[str, Any]] = {
 }
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
+    """
+    Raises:
+        UserError: a value is out of its range, or two do not go together.
+    """
     for field in dataclasses.fields(options):
         words, holds = _RULES.get(field.name, ("", lambda value: True))
         value = getattr(options, field.name)

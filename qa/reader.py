@@ -23,7 +23,7 @@ from qa.llama.adapter import Adapter, load_adapter, read_adapter
 from qa.llama.model import context_length, export_merged, load_llama
 from qa.llama.prompt import PromptTemplate, choose_demonstrations
 from qa.llama.reader import LlamaReader
-from qa.options import EvaluateOptions, unheard
+from qa.options import EvaluateOptions, check, unheard
 from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime
@@ -41,7 +41,9 @@ def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
     Raises:
         UserError: there is no such model, or it is damaged, or of a family that is not supported.
     """
-    reader, notes = load_reader(EvaluateOptions(ckpt=ckpt, **typed), set(typed), distributed.start())
+    options = EvaluateOptions(ckpt=ckpt, **typed)
+    check(options)
+    reader, notes = load_reader(options, set(typed), distributed.start())
     for line in notes:
         print(line, file=sys.stderr)
     return reader

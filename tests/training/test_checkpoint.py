@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -19,7 +18,7 @@ import torch
 import qa.files as files_module
 import qa.training.checkpoint as checkpoint_module
 from qa.errors import UserError
-from qa.files import damages, file_sha256, write_json
+from qa.files import damages, file_sha256
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -122,17 +121,6 @@ def test_state_is_json_and_comes_back_equal(tmp_path):
     assert load_checkpoint(tmp_path).state == state
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
     assert "“Żółw” 🐢" in (folder / "state.json").read_text(encoding="utf-8")
-
-
-def test_write_json_replaces_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"é": [1, 2]})
-    assert path.read_bytes() == '{\n "é": [\n  1,\n  2\n ]\n}\n'.encode()
-    for bad in (float("nan"), {1, 2}):
-        with pytest.raises((ValueError, TypeError)):
-            write_json(path, bad)
-    assert json.loads(path.read_bytes()) == {"é": [1, 2]}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 # ---- which checkpoints there are -------------------------------------------------------------------------
