@@ -9,9 +9,9 @@
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank scores its share
 
-Prints a table and writes metrics.json (if the data has answers), predictions.json, nbest.json and conditions.json (v2.0:
-null_odds.json too) into --out, by default a folder in the checkpoint's own, or in runs/ where it has none. Scores of a file of
-predictions are written with --out only.
+Prints a table and writes metrics.json (if the data has answers), predictions.json, nbest.json, conditions.json (v2.0:
+null_odds.json too, greedy decoding: generated.json too) into --out, by default a folder in the checkpoint's own, or in runs/
+where it has none. Scores of a file of predictions are written with --out only.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
                       **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
-                      "notes": [*notes, *answered.notes], "identity": identity(options.data, named)}
+                      "notes": [*notes, *answered.notes], "identity": identity(options.ckpt, options.data, named)}
         files = result_files(answered.predictions, threshold)
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
         print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}" if metrics else

@@ -6,7 +6,7 @@
 
     free    a resumed run may change it without becoming another run (where it writes, how often it saves, how a batch is cut);
             an evaluation gives the same answers with another value
-    only    who listens to it: "bert", "llama", "greedy", "exact", "adapter", "shots", "predictions". Typed where nobody
+    only    who listens to it: "bert", "llama", "exact", "adapter", "shots", "predictions". Typed where nobody
             listens, it is warned about (`unheard`); with `strict` it is an error
 
 Used by the three scripts; read by everything that takes `options`.
@@ -286,9 +286,12 @@ _RULES: dict[str, tuple[str, Any]] = {
     "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "max_answer_length": ("at least 1", lambda value: value >= 1),
     "keep": ("at least 1", lambda value: value >= 1),
+    "num_best": ("at least 1", lambda value: value >= 1),
+    "seed": ("0 or more", lambda value: 0 <= value < 2**63),
+    "data_seed": ("0 or more", lambda value: 0 <= value < 2**63),
     "log_every": ("at least 1", lambda value: value >= 1),
     **{name: ("0 or more", lambda value: value >= 0)
-       for name in ("max_train_questions", "max_questions", "micro_tokens", "max_expansions", "num_best", "save_every",
+       for name in ("max_train_questions", "max_questions", "micro_tokens", "max_expansions", "save_every",
                     "eval_every", "stop_after")},
 }
 
@@ -299,8 +302,13 @@ def check(options: Any) -> None:
         UserError: a value is out of its range, or two do not go together.
     """
     for field in dataclasses.fields(options):
+        value, choices = getattr(options, field.name), field.metadata["choices"]
+        kind = typing.get_type_hints(type(options))[field.name]
+        if not isinstance(value, kind | int if kind in (float, float | None) else kind):
+            raise UserError(f"{flag(field.name)} {value!r}: expected {getattr(kind, '__name__', kind)}")
+        if choices and value is not None and value not in choices:
+            raise UserError(f"{flag(field.name)} {value}: expected one of {', '.join(choices)}")
         words, holds = _RULES.get(field.name, ("", lambda value: True))
-        value = getattr(options, field.name)
         if value is not None and not holds(value):
             raise UserError(f"{flag(field.name)} {value}: expected {words}")
     if getattr(options, "shots", 0) and options.prompt != "engineered":

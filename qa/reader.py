@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,10 @@ def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
     Raises:
         UserError: there is no such model, or it is damaged, or of a family that is not supported.
     """
+    known = {field.name for field in dataclasses.fields(EvaluateOptions) if field.metadata["only"]} - {
+        "predictions", "na_probs", "merge_into"} | {"na_threshold", "data_seed"}
+    if unknown := typed.keys() - known:
+        raise UserError(f"open_reader: no option {min(unknown)!r} for reading; expected one of {', '.join(sorted(known))}")
     options = EvaluateOptions(ckpt=ckpt, **typed)
     check(options)
     reader, notes = load_reader(options, set(typed), distributed.start())
@@ -64,10 +69,11 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     adapter = read_adapter(path) if weights.family(path) == "adapter" else None
     listeners = {family, *(("exact",) if settings.decode == "exact" else ()), *(("adapter",) if adapter else ()),
                  *(("shots",) if options.shots else ())}
-    notes = [f"warning: {line}" for line in unheard(options, typed, listeners, f"{options.ckpt} ({weights.family(path)}, "
-                                                    f"--decode {settings.decode})")]
+    notes = [f"warning: {line}" for line in unheard(options, typed, listeners, f"{options.ckpt} ({weights.family(path)}"
+                                                    + (f", --decode {settings.decode})" if family == "llama" else ")"))]
     if shown := [f"{name} {getattr(settings, name)}" for name, source in sources.items()
-                 if source == "checkpoint" and name in ("max_length", "overlap", "max_answer_length", "decode")]:
+                 if source == "checkpoint" and name in ("max_length", "overlap", "max_answer_length", "decode")
+                 and (name != "decode" or family == "llama")]:
         notes.append(f"from the checkpoint: {', '.join(shown)}")
     open_family = _open_llama if family == "llama" else _open_bert
     reader, more = open_family(path, adapter, settings, options, runtime, is_v2)

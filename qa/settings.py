@@ -53,8 +53,9 @@ def resolve(family: str, typed: dict[str, Any], saved: dict[str, Any]) -> tuple[
     """
     values, sources = dataclasses.asdict(DEFAULTS[family]), dict.fromkeys(_NAMES, "default")
     for source, given in (("checkpoint", saved), ("typed", typed)):
-        for name in _NAMES & {name for name, value in given.items() if value is not None}:
-            values[name], sources[name] = given[name], source
+        for name in _NAMES:
+            if given.get(name) is not None:
+                values[name], sources[name] = given[name], source
     return ReadSettings(**values), sources
 
 
@@ -74,4 +75,4 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); delete it to evaluate with the options given") from None
 
 
-_NAMES = {field.name for field in dataclasses.fields(ReadSettings)}
+_NAMES = [field.name for field in dataclasses.fields(ReadSettings)]

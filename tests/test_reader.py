@@ -55,7 +55,9 @@ def test_what_the_user_should_know_is_said(tiny_bert_folder, capsys):
 
 @pytest.mark.parametrize("typed, words", [
     ({"decode": "exact"}, "--decode has no effect"), ({"max_length": 999}, "positions for"),
-    ({"precision": "int3"}, "--precision int3"), ({"overlap": -1}, "--overlap -1")])
+    ({"precision": "int3"}, "--precision int3"), ({"overlap": -1}, "--overlap -1"),
+    ({"max_length": "64"}, "--max-length '64'"), ({"prompt": "enginered"}, "--prompt enginered: expected one of plain"),
+    ({"num_best": 0}, "--num-best 0"), ({"data": "x"}, "no option 'data' for reading"), ({"foo": 1}, "no option 'foo'")])
 def test_what_does_not_fit_is_refused(typed, words, tiny_bert_folder):
     with pytest.raises(UserError, match=words):
         open_reader(str(tiny_bert_folder), **LENGTHS | typed)

@@ -7,7 +7,7 @@ That is one probability for every (window, start, end): all of them, and "no ans
 windows give the same characters, the candidate has the largest of their confidences, not the sum: so candidates stand
 in the order of score and confidence alike, and an answer does not gain by lying where two windows overlap.
 
-Input: reader.py's scores, in the flat arrays of windows.py. Used by: reader.py.
+Input: bert/reader.py's scores, in the flat arrays of windows.py. Used by: bert/reader.py.
 
 N windows   T tokens of all windows   Q questions   K = num_best   M candidates of all questions
 q, n: the questions and windows of one chunk

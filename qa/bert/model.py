@@ -4,7 +4,7 @@
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
 
 The parameters are named as in transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so checkpoints go both
-ways. Used by train_bert.py and reader.py.
+ways. Used by train_bert.py and qa/reader.py.
 
 B windows   L tokens   H hidden size
 """

@@ -4,7 +4,7 @@
 
 Windows are scored longest first, so that neighbours in a batch are alike in length and little is padded; the scores go back
 to their places in flat arrays, so the order leaves no trace. Each rank scores its share, and every rank holds all scores.
-Used by: train_bert.py (held-out and final scores), reader.py.
+Used by: train_bert.py (held-out and final scores), qa/reader.py.
 
 T tokens of all windows together
 """

@@ -7,7 +7,7 @@ stands well inside the next. (transformers calls the overlap "stride"; in Google
     capacity 384 - 10 - 3 = 371;  windows t0..t370, t243..t599     (step 371 - 128 = 243)
 
 Each passage and each question is tokenised once. Windows live in flat arrays, not in objects: 88,000 questions take some
-hundred megabytes. Used by: train_bert.py (batches of windows), reader.py (scores back to characters, through `offsets`).
+hundred megabytes. Used by: train_bert.py (batches of windows), bert/reader.py (scores back to characters, through `offsets`).
 
 N windows   T tokens of all windows together
 """

@@ -48,7 +48,7 @@ def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
     elif folder.name == "model" and (folder.parent / "options.json").is_file():
         folder = folder.parent  # a run replaces its model/ with the next save
     numbered = (folder / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(path for path in numbered if _identity(path) in (None, identity(data, settings)))
+    return next(path for path in numbered if _identity(path) in (None, identity(ckpt, data, settings)))
 
 
 def check_results_folder(folder: Path | str) -> None:
@@ -59,10 +59,10 @@ def check_results_folder(folder: Path | str) -> None:
             raise UserError(f"--out {folder}: is inside {product}, which its run replaces with the next save; choose another")
 
 
-def identity(data: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What tells two evaluations of one checkpoint apart: the data's place, and what was typed."""
-    values = {"data": data, **settings}
-    return {name: str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+def identity(ckpt: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What tells two evaluations apart: the model (but one in a folder of its own), the data's place, and what was typed."""
+    values = {"ckpt": "" if Path(ckpt).is_dir() else ckpt, "data": data, **settings}
+    return {name: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
             for name, value in values.items()}
 
 

@@ -23,7 +23,7 @@ so a few hundred chunks and parts of chunks are encoded, and the rest is concate
 every passage, for the longest string of every beginning; where it does not (a tokenizer with tokens such as "of the"),
 each string is encoded by itself.
 
-Input: a passage's text. Used by: extract.py; `describe_reachability` by reader.py.
+Input: a passage's text. Used by: extract.py; `describe_reachability` by llama/reader.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ BERT reads windows (qa/bert/windows.py); LLaMA reads nearly every passage whole.
 exceed `max_length` tokens is the passage cut. In training a question is put to the one piece that shows its answer
 best; in decoding to every piece, and the most probable answer is kept (`generate.best_pieces`).
 
-Input: Passages and a PromptTemplate. Used by: train_llama.py and reader.py, which hand the prompts to packing.py
+Input: Passages and a PromptTemplate. Used by: train_llama.py and llama/reader.py, which hand the prompts to packing.py
 and generate.py.
 """
 

@@ -32,7 +32,7 @@ and its own ancestors:
 When a row's tree outgrows its share of `micro_tokens` it is forgotten; what is needed of it later is fed again.
 
 The search itself, of one question, is in search.py; here many run together. Input: prompts from encode.py. Used by:
-reader.py (--decode exact).
+llama/reader.py (--decode exact).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ of its successor; the copied tokens are kept as far as they equal these choices,
 The answer is that of plain greedy decoding, in fewer passes (Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al.
 2023, arXiv:2211.17192, for drafts in general).
 
-The score is the one that extract.py maximises over spans. Input: prompts from encode.py. Used by: reader.py.
+The score is the one that extract.py maximises over spans. Input: prompts from encode.py. Used by: llama/reader.py.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
     Args:
         max_new_tokens: tokens of an answer at most, the end token included.
         micro_tokens: tokens read at a time, padding included; bounds the memory.
-        report: called after every batch with the number of its prompts.
     """
     prefix = read_prefix(model, template.prefix_ids, micro_tokens)
     answers: dict[Prompt, Generation] = {}

@@ -22,7 +22,7 @@ or end with a token that the text lacks: without that token c is the same and m 
 its edges changes no token, so the search goes over *solid* units, those with another character, and only the
 edits look at the marks beside.
 
-Input: text from generate.py. Used by: reader.py, which also reports how many answers were of each kind.
+Input: text from generate.py. Used by: llama/reader.py, and scoring.py counts how many answers were of each kind.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ because LoRA adds to ordinary nn.Linear layers. The file begins with
 
     "GGUF"  version u32  number of tensors u64  number of pairs u64  then pairs of key, type u32, value
 
-of which only the pair general.architecture is read here; transformers reads the rest.
+of which only general.architecture and the special tokens' ids are read here; transformers reads the rest.
 """
 
 from __future__ import annotations

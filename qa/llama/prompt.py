@@ -126,7 +126,7 @@ class PromptTemplate:
             text = _ask(shown.context, shown.question) + shown.answer
             if self._encode(text) != self._encode(text, is_user=True):
                 raise UserError(f"--shots: the demonstration {shown.question!r} has the text of a special token of the "
-                                "model in it, which would end a turn; draw others with another --seed")
+                                "model in it, which would end a turn; draw others with another --data-seed")
         self._passage_ids: dict[str, list[int]] = {}
         self._token_texts: list[str] = []
 

@@ -4,7 +4,7 @@
     exact    the passage's most probable spans are searched, and proven
 
 A passage is read once for all its questions; each rank reads its share of the *passages*, so a passage in pieces stays on one
-rank, and every rank holds all predictions afterwards. Used by: train_llama.py, reader.py.
+rank, and every rank holds all predictions afterwards. Used by: train_llama.py, qa/reader.py.
 """
 
 from __future__ import annotations

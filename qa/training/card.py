@@ -40,7 +40,7 @@ def model_card(options: TrainOptions, num_questions: int, precision: Precision, 
              f"- weights: those of step {step}"]
     if na_threshold is not None:
         lines.append(f"- no answer where the no-answer score is above {na_threshold:g}, chosen on held-out training articles")
-    lines += [f"- scores: official rules, on {options.dev_data or 'no development data'}",
+    lines += [f"- scores: official rules, on {options.dev_data}" if "f1" in metrics else "- not scored on development data",
               "- licence: that of the base model, and of the data, decide", ""]
     if metrics:
         lines += ["| metric | value |", "|---|---|"]

@@ -8,8 +8,8 @@ all-ones or an all-zeros word that is ANDed with the float's bits: about ten tim
 
 The stream's seed is itself drawn from PyTorch's CPU generator, so `torch.manual_seed` governs the masks as before, and
 they can be drawn again from a saved generator state (resumed runs, gradient checkpointing). Elsewhere than on an eager CPU
-(a GPU, torch.compile) PyTorch's own dropout is used: it is fast there. Used by attention.py, and by both train scripts
-through `replace_dropout`.
+(a GPU, torch.compile) PyTorch's own dropout is used: it is fast there. Used by attention.py; by
+bert/model.py and train_llama.py through `replace_dropout`.
 """
 
 from __future__ import annotations

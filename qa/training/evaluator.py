@@ -21,7 +21,11 @@ class Evaluator:
     def __init__(self, reader: Reader, product: Product, options: TrainOptions, log: RunLog, state: TrainState,
                  held_out: SquadData | None, dev_data: SquadData | None) -> None:
         self.reader, self.product, self.options, self.log, self.state = reader, product, options, log, state
-        self.held_out, self.dev_data = held_out, dev_data
+        self.held_out = held_out
+        self.dev_data = dev_data if dev_data is not None and dev_data.has_answers else None
+        if self.dev_data is None:
+            log.say(f"not scored at the end: {dev_data.source} has no answers" if dev_data else
+                    "not scored at the end: no --dev-data")
 
     def begin(self, readers: dict[str, Reader], epoch_ends: bool) -> None:
         """Before the first step: a new demo scores the dev data; a resumed run evaluates its checkpoint, where that is due.
@@ -35,7 +39,7 @@ class Evaluator:
             if self.state.step > 0:
                 if self.is_due(self.state.step, epoch_ends):
                     self.evaluate()
-            elif self.options.demo:
+            elif self.options.demo and self.dev_data is not None:
                 for name, reader in readers.items():
                     self.score_dev(name, reader)
 
@@ -47,7 +51,7 @@ class Evaluator:
         """Between two steps: choose on the held-out articles; without any, score the dev data, to look at."""
         if self.held_out is not None:
             self.choose()
-        elif self.dev_data is not None and self.dev_data.has_answers:
+        elif self.dev_data is not None:
             self.score_dev(f"step {self.state.step}")
 
     def choose(self) -> None:
@@ -74,7 +78,7 @@ class Evaluator:
         else:
             step, threshold = self.product.restore()
             metrics["held-out f1"] = state.best_f1
-        if self.dev_data is not None and self.dev_data.has_answers:
+        if self.dev_data is not None:
             metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0)
             self.product.save(step, threshold, metrics)  # once more, for its model card
         self.log.say(f"the model: {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "

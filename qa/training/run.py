@@ -55,9 +55,14 @@ def find_run(options: Options, runtime: Runtime) -> tuple[Options, dict[str, Any
         if out is None:
             raise UserError(f"--resume: no unfinished run of this script under {RUNS}/; name it by --out, or start one")
         options = replace(options, out=out)
+        if runtime.is_main and options.resume:
+            print(f"going on with {out}")
+    recorded = check_folder(options)
+    if recorded is not None and (Path(options.out) / "finished.json").exists():
         if runtime.is_main:
-            print(f"{'going on with' if options.resume else 'the run is'} {out}")
-    return options, check_folder(options)
+            print(f"{options.out} has come to its end already; evaluate it with evaluate.py --ckpt {options.out}")
+        raise SystemExit(0)
+    return options, recorded
 
 
 def _new_folder(options: TrainOptions) -> str:
@@ -150,9 +155,12 @@ def open_run(options: TrainOptions, recorded: dict[str, Any] | None, runtime: Ru
         checkpoint = load_checkpoint(folder)
         for line in checkpoint.warnings if checkpoint and runtime.is_main else ():
             print(f"warning: {line}", file=sys.stderr)
+        if runtime.is_main:
+            print(f"resumed from step {checkpoint.step}" if checkpoint else "no checkpoint yet: begun anew")
     barrier(runtime)  # nobody may create the record before everybody has looked for it
     if runtime.is_main and recorded is None:
         folder.mkdir(parents=True, exist_ok=True)
+        print(f"the run is {folder}")
         write_json(folder / "options.json", {
             **qa_options.record(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
             "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})

@@ -190,9 +190,18 @@ def test_other_data_of_the_same_name_does_not_share_a_folder(tmp_path):
         for file in map(str, files):
             folders.append(default_folder(str(tmp_path), file, typed))
             folders[-1].mkdir()
-            write_json(folders[-1] / "conditions.json", {"identity": identity(file, typed)})
+            write_json(folders[-1] / "conditions.json", {"identity": identity(str(tmp_path), file, typed)})
             assert default_folder(str(tmp_path), file, typed) == folders[-1]  # the same evaluation again replaces it
     assert len(set(folders)) == 6
+
+
+def test_two_models_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_folder("meta-llama/Llama-3.2-1B", "demo", {})
+    first.mkdir(parents=True)
+    write_json(first / "conditions.json", {"identity": identity("meta-llama/Llama-3.2-1B", "demo", {})})
+    assert default_folder("meta-llama/Llama-3.2-1B", "demo", {}) == first
+    assert default_folder("unsloth/Llama-3.2-1B", "demo", {}) == Path(f"{first}-2")
 
 
 # ---- on the terminal -------------------------------------------------------------------------------------------------

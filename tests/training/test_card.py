@@ -17,7 +17,7 @@ def test_model_card_says_base_data_recipe_and_scores():
                  "bf16", "clip 0.5", "windows of 384", "step 120", "dev.json", "above -1.25", "threads", "torch 2.",
                  "| f1 | 66.90 |", "| total | 3 |"):
         assert part in card, part
-    assert "no development data" in model_card(BertOptions(), 1, Precision("fp32", "cpu"), "", 1, None, {})
+    assert "not scored on development data" in model_card(BertOptions(), 1, Precision("fp32", "cpu"), "", 1, None, {})
 
 
 def test_the_hubs_head_is_yaml_that_names_base_data_and_task():
