@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from qa.data.demo import demo_squad
-
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)  # models as small as these lose time by more
 
 VOCAB_SIZE = 600
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
