@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.errors import UserError
-from qa.files import readable
+from qa.files import make_readable
 from qa.llama.lora import lora_layers, merge, unmerge
 from qa.weights import expect_family
 
@@ -192,7 +192,7 @@ def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, f
             _put(model, name, layer.base)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        readable(folder)
+        make_readable(folder)
     except OSError as error:
         raise UserError(f"--merge-into {folder}: cannot be written ({error.strerror})") from None
     finally:
