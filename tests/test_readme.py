@@ -22,7 +22,8 @@ THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node"}  # transformers', pip's,
 
 
 def text_of(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")  # a command over two lines
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text.replace("\\\n", " ").replace(" -->", "")  # a command over two lines, or in a comment
 
 
 def files(text: str) -> set[str]:
