@@ -52,7 +52,8 @@ def claims() -> list:
 
 
 def test_worked_case():
-    page = "text\n<!-- file: a.json -->\n```json\n{}\n```\n<!-- output: python x.py --data a.json -->\n```\n1  -0.50\n...\nend\n```\n"
+    page = ("text\n<!-- file: a.json -->\n```json\n{}\n```\n"
+            "<!-- output: python x.py --data a.json -->\n```\n1  -0.50\n...\nend\n```\n")
     assert blocks(page, "file") == {"a.json": "{}\n"}
     assert blocks(page, "output") == {"python x.py --data a.json": "1  -0.50\n...\nend\n"}
     claimed = ["1  -0.50", "...", "end"]
