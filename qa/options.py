@@ -162,6 +162,8 @@ class EvaluateOptions:
     max_expansions: int | None = option(None, "LLaMA, --decode exact: prefixes that a question's search looks at, before it "
                                         "gives the best span that it has, which may be a poor one, without proof (default: no "
                                         "limit)", only="exact")
+    trace: str | None = option(None, "LLaMA, --decode exact: print the search for the question with this id, prefix by prefix, "
+                               "and evaluate nothing", free=True, only="exact", strict=True)
     base: str | None = option(None, "LLaMA: the adapter's base model, where it is not at the place that the adapter names",
                               only="adapter", strict=True)
     merge_into: str | None = option(None, "LLaMA: write the model with its adapter merged to this folder, for transformers",

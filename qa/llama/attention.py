@@ -9,8 +9,9 @@ the tokens of all rows go through the model as one flat sequence without any pad
 heads, the queries of a group stand beside each other as more queries of one head, so that no key is copied:
 [B, kv, g n, d] x [B, kv, C, d].
 
-`use_packed_attention` makes the function known to transformers and chooses it. A call without a `layout` (transformers' own
-`generate`) goes on to transformers' sdpa.
+`use_packed_attention` makes the function known to transformers and chooses it. transformers' LlamaModel does not know
+`layout=`; it hands unknown keyword arguments on through its layers to the attention function. A call without a `layout`
+(transformers' own `generate`) goes on to transformers' sdpa.
 
 Letters: B rows, n places per row, T tokens, C keys per row, h query heads, kv key heads, g = h / kv, d size of a head.
 Used by: packing.py (the loss), cache.py (decoding).

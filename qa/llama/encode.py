@@ -2,10 +2,10 @@
 
 BERT reads windows (qa/bert/windows.py); LLaMA reads nearly every passage whole. Only where prompt and answer together
 exceed `max_length` tokens is the passage cut. In training a question is put to the one piece that shows its answer
-best; in decoding to every piece, and the most probable answer is kept (`generate.best_pieces`).
+best; in decoding to every piece, and the most probable answer is kept (`greedy.best_pieces`).
 
 Input: Passages and a PromptTemplate. Used by: train_llama.py and llama/reader.py, which hand the prompts to packing.py
-and generate.py.
+and reading.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qa.data.squad import Example, Passage
 from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate, answer_text
 
-Answer = TypeVar("Answer")  # generate.py's Generation, search.py's Extraction
+Answer = TypeVar("Answer")  # greedy.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -18,7 +18,7 @@ So the loss is exactly that of one row per question, at about a third of the tok
 hence only passage + question + answer must fit the model's context, not the row. The answer's last token, its end, is
 predicted but is no input. The rows of a batch stand behind each other in one flat sequence; attention.py keeps them apart.
 
-Input: prompts from encode.py. Used by: train_llama.py (AnswerLoss), generate.py (the rows).
+Input: prompts from encode.py. Used by: train_llama.py (AnswerLoss), reading.py (the rows).
 """
 
 from __future__ import annotations

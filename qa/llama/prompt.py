@@ -3,7 +3,7 @@ r"""The prompt, defined once: passage, question and answer as token ids.
 A prompt is the concatenation of *separately encoded* segments, for training, every decoder and every test:
 
     prefix      BOS, instruction, demonstrations: the same for every question of a run
-    passage     shared by all questions about it, so that it is read once (packing.py, generate.py)
+    passage     shared by all questions about it, so that it is read once (packing.py, reading.py)
     question    what stands between passage and question, the question, and the cue to answer
     answer      the text and the end token
 
@@ -45,7 +45,7 @@ The wording was chosen on 101 questions of six held-out *training* articles (Smo
     5.0  14.7   the instruction behind the question
    12.9  24.4   the wording of the 6.9 / 18.7, with three demonstrations (--shots 3)
 
-Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: encode.py, generate.py, extract.py.
+Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: encode.py, greedy.py, extract.py.
 """
 
 from __future__ import annotations
