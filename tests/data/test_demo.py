@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qa.data.demo import GOODS, KINDS, MONTHS, NAMES, demo_squad
+from qa.data.demo import GOODS, KINDS, MONTHS, NAMES, PATTERNS, demo_squad
 from qa.data.squad import parse_squad
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,7 @@ def test_v2_is_v1_with_unanswerable_questions_added(split):
 
 
 def test_splits_share_no_names():
-    known = set(re.findall(r"\w+", f"{KINDS} {MONTHS} in the she he it".lower()))
+    known = set(re.findall(r"\w+", f"{KINDS} {PATTERNS} {MONTHS} in the she he it".lower()))
     names = {split: {word for word in re.findall(r"\b[A-Z][a-z]+", json.dumps(demo_squad(split, v2=True)))
                      if word.lower() not in known} for split in SPLITS}
     assert len(names["train"]) > 100 and len(names["held_out"]) > 50
