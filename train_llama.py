@@ -19,6 +19,7 @@ from dataclasses import asdict
 import torch
 
 from qa import weights
+from qa.cpu.dropout import replace_dropout
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
@@ -36,7 +37,6 @@ from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card
 from qa.training.checkpoint import save_checkpoint
-from qa.training.dropout import replace_dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
