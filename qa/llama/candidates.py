@@ -241,7 +241,7 @@ def reachability(template: PromptTemplate, examples: Sequence[Example], prompts:
     """
     texts: dict[int, list[str]] = {}
     for prompt in prompts:
-        texts.setdefault(prompt.index, []).append(prompt.piece.text)
+        texts.setdefault(prompt.example_index, []).append(prompt.piece.text)
     answered = [index for index in texts if examples[index].answers]
 
     @functools.cache

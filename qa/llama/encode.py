@@ -40,7 +40,7 @@ class Piece:
 class Prompt:
     """A question about a passage, encoded."""
 
-    index: int  # which of the examples, counted over all passages
+    example_index: int  # which of the examples, counted over all passages
     id: str  # the example's, for messages
     piece: Piece
     question_ids: list[int]  # with the cue
@@ -99,7 +99,7 @@ def group_by_example(found: Iterable[Answer]) -> list[tuple[list[Answer], float 
     """
     by_example: dict[int, list[Answer]] = {}
     for of_piece in found:
-        by_example.setdefault(of_piece.prompt.index, []).append(of_piece)
+        by_example.setdefault(of_piece.prompt.example_index, []).append(of_piece)
     return [(pieces, min((piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None), default=None))
             for pieces in by_example.values()]
 

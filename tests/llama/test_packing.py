@@ -212,7 +212,7 @@ def test_micro_batches_hold_every_question_once_within_the_bound(micro_tokens):
         prompts = random_prompts(seed, num_passages=6, max_questions=9)
         batches = micro_batches(prompts, len(INSTRUCTION), micro_tokens)
         found = [prompt for rows in batches for row in rows for prompt in row.prompts]
-        assert sorted(prompt.index for prompt in found) == list(range(len(prompts)))
+        assert sorted(prompt.example_index for prompt in found) == list(range(len(prompts)))
         for rows in batches:
             assert all(prompt.piece is row.piece for row in rows for prompt in row.prompts)
             size = len(rows) * (len(INSTRUCTION) + max(row.num_tokens() for row in rows))

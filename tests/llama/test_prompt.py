@@ -292,7 +292,7 @@ def test_training_prompt_takes_the_piece_that_shows_the_answer(tokenizer):
     passages = [make_passage(context, answer=f"word{i}", number=i) for i in range(200)]  # of one text: they share its pieces
     passages.append(make_passage(context, number=200))
     prompts, notes = encode_passages(template, passages, max_length=120, overlap=30)
-    assert [prompt.index for prompt in prompts] == list(range(201))
+    assert [prompt.example_index for prompt in prompts] == list(range(201))
     assert len(notes) == 1 and notes[0].startswith("1 of 1 passages")
     for prompt, passage in zip(prompts[:200], passages, strict=False):
         piece, answer = prompt.piece, passage.examples[0].answers[0]
