@@ -78,7 +78,7 @@ class LlamaReader:
                 examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:
         """{index of the example: what was written, grounded}."""
         generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
-        return {generation.prompt.example_index: _grounded(examples[generation.prompt.example_index].id, generation, template.refusal)
+        return {generation.prompt.example_index: _grounded(generation.prompt.id, generation, template.refusal)
                 for generation in best_pieces(generations, template.refusal)}, []
 
     def _exact(self, template: PromptTemplate, prompts: list[Prompt],
