@@ -25,11 +25,13 @@ from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
 from qa.llama.adapter import base_fingerprint, check_base, read_tensors, save_adapter
+from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.encode import all_tokens, encode_passages, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
+from qa.llama.loss import AnswerLoss
 from qa.llama.model import context_length, load_llama
-from qa.llama.packing import AnswerLoss, collate, deal_rows
-from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.packing import collate, deal_rows
+from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.llama.targets import LoraSpec, targets_from_flag
 from qa.options import DEMO_LLAMA, LlamaOptions, parse
