@@ -25,9 +25,9 @@ from qa.errors import UserError, exit_status
 from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
 from qa.evaluation.results import check_results_folder, default_folder, identity, result_files, write_results
-from qa.evaluation.scoring import score
+from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import metrics_line, table
-from qa.options import EvaluateOptions, parse, settings_typed, unheard
+from qa.options import EvaluateOptions, parse, settings_typed, unused_options
 from qa.reader import load_reader
 from qa.training import distributed
 from qa.training.distributed import Runtime
@@ -68,7 +68,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
         say(note, file=sys.stderr if note.startswith("warning") else sys.stdout)
     answered = reader.answer(data)
     threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None
-    metrics = score(data, answered.predictions, threshold) if data.has_answers else {}
+    metrics = score_predictions(data, answered.predictions, threshold) if data.has_answers else {}
     if runtime.is_main:
         conditions = {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples),
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
@@ -89,7 +89,7 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> No
         raise UserError(f"--na-probs: {data.source} is SQuAD v1.1, where every question has an answer; leave it out")
     predictions = load_predictions(options.predictions, data)
     na_probs = load_na_probs(options.na_probs, data) if options.na_probs else None
-    warnings = unheard(options, typed, {"predictions"}, "a file of predictions")
+    warnings = unused_options(options, typed, {"predictions"}, "a file of predictions")
     if missing := missing_predictions(data.examples, predictions):
         warnings.append(f"{len(missing)} questions have no prediction and count as wrong (e.g. {missing[0]})")
     for line in warnings:

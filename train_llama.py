@@ -129,10 +129,10 @@ def main() -> None:
         distributed.reseed(options.seed, step + 1, runtime.rank)
 
         # ---- a training step: forward and backward --------------------------------------------------------------
-        shares = deal_rows(batch, runtime.num_ranks, len(template.prefix_ids), micro_tokens)
+        shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for rows in shares[runtime.rank]:
-            micro_batch = collate(rows, template.prefix_ids).to(runtime.device)
+            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)
             with precision.autocast():
                 loss = forward(micro_batch) / num_answer_tokens  # its share of the global mean
             scaler.scale(loss).backward()

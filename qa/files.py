@@ -75,7 +75,7 @@ def file_sha256(path: Path) -> str:
 # ---- folders -----------------------------------------------------------------------------------------------
 
 
-def readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Give weights the mode of other files: safetensors writes them for the owner only."""
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
@@ -86,7 +86,7 @@ def seal(folder: Path, step: int, **more: str) -> bytes:
 
     more: what else is to be in it.
     """
-    readable(folder)
+    make_readable(folder)
     # Reading the files again is cheap now: their bytes are still in the page cache.
     names = sorted(path for path in folder.iterdir() if path.is_file())
     files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in names}

@@ -7,7 +7,7 @@
     free    a resumed run may change it without becoming another run (where it writes, how often it saves, how a batch is cut);
             an evaluation gives the same answers with another value
     only    who listens to it: "bert", "llama", "exact", "adapter", "shots", "predictions". Typed where nobody
-            listens, it is warned about (`unheard`); with `strict` it is an error
+            listens, it is warned about (`unused_options`); with `strict` it is an error
 
 Used by the three scripts; read by everything that takes `options`.
 """
@@ -226,7 +226,7 @@ def differences(options: Any, recorded: dict[str, Any]) -> list[str]:
             if not field.metadata["free"] and getattr(options, field.name) != recorded.get(field.name)]
 
 
-def unheard(options: Any, typed: set[str], listeners: set[str], who: str) -> list[str]:
+def unused_options(options: Any, typed: set[str], listeners: set[str], who: str) -> list[str]:
     """A warning for each typed option that has no effect, as nobody who listens to it is among the `listeners`.
 
     Raises:

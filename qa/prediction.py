@@ -29,7 +29,7 @@ class Prediction:
     """What a model says to one question."""
 
     id: str
-    text: str  # the best span; "" if the passage has none. The no-answer threshold is applied later, by `scoring.answers`
+    text: str  # the best span; "" if the passage has none. `scoring.final_answers` applies the no-answer threshold
     candidates: list[Candidate]  # distinct spans, best first
     no_answer_score: float | None = None  # v2.0: larger means "no answer"
     null_score: float | None = None  # v2.0: the score of giving no answer, on the scale of the candidates' scores

@@ -24,7 +24,7 @@ from qa.llama.adapter import Adapter, load_adapter, read_adapter
 from qa.llama.model import context_length, export_merged, load_llama
 from qa.llama.prompt import PromptTemplate, choose_demonstrations
 from qa.llama.reader import LlamaReader
-from qa.options import EvaluateOptions, check, unheard
+from qa.options import EvaluateOptions, check, unused_options
 from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime
@@ -32,23 +32,23 @@ from qa.training.precision import base_dtype, choose_precision
 from qa.training.product import inspect
 
 
-def open_reader(ckpt: str, **typed) -> BertReader | LlamaReader:
+def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
     """Open a model on this machine, as one process.
 
     Args:
         ckpt: a run, a folder of transformers or peft, a hub id, a .gguf file, pypi:PACKAGE.
-        typed: any option of evaluate.py that is about reading, such as decode="exact" or precision="fp32".
+        given: any option of evaluate.py that is about reading, such as decode="exact" or precision="fp32".
 
     Raises:
         UserError: there is no such model, or it is damaged, or of a family that is not supported.
     """
     known = {field.name for field in dataclasses.fields(EvaluateOptions) if field.metadata["only"]} - {
         "predictions", "na_probs", "merge_into"} | {"na_threshold", "data_seed"}
-    if unknown := typed.keys() - known:
+    if unknown := given.keys() - known:
         raise UserError(f"open_reader: no option {min(unknown)!r} for reading; expected one of {', '.join(sorted(known))}")
-    options = EvaluateOptions(ckpt=ckpt, **typed)
+    options = EvaluateOptions(ckpt=ckpt, **given)
     check(options)
-    reader, notes = load_reader(options, set(typed), distributed.start())
+    reader, notes = load_reader(options, set(given), distributed.start())
     for line in notes:
         print(line, file=sys.stderr)
     return reader
@@ -69,8 +69,9 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     adapter = read_adapter(path) if weights.family(path) == "adapter" else None
     listeners = {family, *(("exact",) if settings.decode == "exact" else ()), *(("adapter",) if adapter else ()),
                  *(("shots",) if options.shots else ())}
-    notes = [f"warning: {line}" for line in unheard(options, typed, listeners, f"{options.ckpt} ({weights.family(path)}"
-                                                    + (f", --decode {settings.decode})" if family == "llama" else ")"))]
+    notes = [f"warning: {line}" for line in unused_options(options, typed, listeners, f"{options.ckpt} ("
+                                                           f"{weights.family(path)}"
+                                                           + (f", --decode {settings.decode})" if family == "llama" else ")"))]
     if shown := [f"{name} {getattr(settings, name)}" for name, source in sources.items()
                  if source == "checkpoint" and name in ("max_length", "overlap", "max_answer_length", "decode")
                  and (name != "decode" or family == "llama")]:

@@ -45,14 +45,14 @@ DEFAULTS = {
 }
 
 
-def resolve(family: str, typed: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
+def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
     """The settings of an evaluation, and the source of each: "typed", "checkpoint" or "default".
 
     Args:
-        typed, saved: name -> value; names that are no settings, and values that are None, are passed over.
+        typed_values, saved: name -> value; names that are no settings, and values that are None, are passed over.
     """
     values, sources = dataclasses.asdict(DEFAULTS[family]), dict.fromkeys(_NAMES, "default")
-    for source, given in (("checkpoint", saved), ("typed", typed)):
+    for source, given in (("checkpoint", saved), ("typed", typed_values)):
         for name in _NAMES:
             if given.get(name) is not None:
                 values[name], sources[name] = given[name], source

@@ -20,7 +20,7 @@ from qa.options import (
     parse,
     record,
     settings_typed,
-    unheard,
+    unused_options,
 )
 
 CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions]
@@ -198,7 +198,7 @@ def test_an_option_that_the_record_does_not_know_is_a_difference():
     (["--precision", "fp32", "--na-threshold", "0"], {"predictions"}, ["--precision"])])
 def test_an_option_that_nobody_listens_to_is_told(argv, listeners, lines):
     options, typed = parse_flags(EvaluateOptions, *argv)
-    found = unheard(options, typed, listeners, "this model")
+    found = unused_options(options, typed, listeners, "this model")
     assert {line.split()[0] for line in found} == set(lines) and all("no effect on this model" in line for line in found)
 
 
@@ -206,7 +206,7 @@ def test_an_option_that_nobody_listens_to_is_told(argv, listeners, lines):
 def test_what_asks_for_something_is_an_error_where_nobody_listens(argv):
     options, typed = parse_flags(EvaluateOptions, *argv)
     with pytest.raises(UserError, match=f"^{argv[0]} has no effect on a BERT: it is for (llama|adapter) only"):
-        unheard(options, typed, {"bert"}, "a BERT")
+        unused_options(options, typed, {"bert"}, "a BERT")
 
 
 def test_only_what_changes_the_answers_tells_evaluations_apart():

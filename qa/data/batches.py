@@ -38,18 +38,18 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def passage_plan(passage: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def passage_plan(passage_index: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """As `epoch_plan`, but the questions of a passage stay together, so that a row can read it once for all of them.
 
     Passages are shuffled, sorted by length within blocks, and their questions cut into batches of exactly `batch_size`:
     a passage's questions may fall into two neighbouring batches.
 
     Args:
-        passage: [N] which passage each question is about.
+        passage_index: [N] which passage each question is about.
         lengths: [N] tokens of each question, its passage included.
     """
     generator = np.random.default_rng([seed, epoch])
-    rank_of_passage = generator.permutation(int(passage.max()) + 1)[passage]  # [N]
+    rank_of_passage = generator.permutation(int(passage_index.max()) + 1)[passage_index]  # [N]
     shuffled = np.argsort(rank_of_passage, kind="stable")
     longest = np.zeros(len(rank_of_passage), dtype=np.int64)  # by rank: the passage's longest question
     np.maximum.at(longest, rank_of_passage, lengths)

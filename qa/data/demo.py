@@ -111,9 +111,9 @@ class Words:
         items = list(items)
         return self.rng.sample(items, len(items))
 
-    def phrase(self, of: Fact | Kind, what: str) -> str:
+    def phrase(self, source: Fact | Kind, what: str) -> str:
         """One of this split's phrasings: `what` is "says" or "asks" of a fact, or "opens" of a kind."""
-        return self.pick(getattr(of, f"{self.split}_{what}"))
+        return self.pick(getattr(source, f"{self.split}_{what}"))
 
     def pair(self, type: str, taken: list[str]) -> list[str]:
         """Two new values, the earlier first; neither is a part of the other or of anything in `taken`."""

@@ -156,7 +156,7 @@ def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
     return parse_squad({"version": "v2.0" if is_v2 else "1.1", "data": data}, source)
 
 
-def locate(context: str, text: str, claimed_start: int | None) -> int | None:
+def find_answer(context: str, text: str, claimed_start: int | None) -> int | None:
     """The answer's start: the claimed one if the text stands there, else its only occurrence, else None."""
     if not text:
         return None
@@ -248,7 +248,7 @@ def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_a
 
     answers = []
     for number, (text, claimed_start) in enumerate(claims):
-        start = locate(context, text, claimed_start)
+        start = find_answer(context, text, claimed_start)
         if start is None and number == 0:
             faults.append("answer not at its offset, nor at one other place alone")
         elif start is None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qa.errors import UserError
-from qa.evaluation.scoring import answers
+from qa.evaluation.scoring import final_answers
 from qa.files import check_out, write_json
 from qa.prediction import Prediction
 
@@ -77,7 +77,7 @@ def _identity(folder: Path) -> dict[str, Any] | None:
 def result_files(predictions: list[Prediction], na_threshold: float | None) -> dict[str, dict]:
     """The files that hold what a reader said: name -> content."""
     return {
-        "predictions.json": answers(predictions, na_threshold),
+        "predictions.json": final_answers(predictions, na_threshold),
         "nbest.json": {prediction.id: _nbest(prediction) for prediction in predictions},
         "null_odds.json": {prediction.id: prediction.no_answer_score for prediction in predictions
                            if prediction.no_answer_score is not None},

@@ -12,7 +12,7 @@ from qa.evaluation.metrics import best_threshold, question_scores, score_v1, sco
 from qa.prediction import Prediction
 
 
-def answers(predictions: list[Prediction], na_threshold: float | None) -> dict[str, str]:
+def final_answers(predictions: list[Prediction], na_threshold: float | None) -> dict[str, str]:
     """{id: text}, the official form; "" where the no-answer score is above the threshold (v2.0)."""
     return {prediction.id: "" if is_refused(prediction, na_threshold) else prediction.text for prediction in predictions}
 
@@ -22,21 +22,21 @@ def is_refused(prediction: Prediction, na_threshold: float | None) -> bool:
     return na_threshold is not None and score is not None and score > na_threshold
 
 
-def score(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, float]:
+def score_predictions(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, float]:
     """The official figures of `predictions` on `data`."""
-    texts = answers(predictions, None)
+    texts = final_answers(predictions, None)
     if not data.is_v2:
-        return score_v1(data.examples, texts) | raw_scores(data, predictions)
+        return score_v1(data.examples, texts) | raw_metrics(data, predictions)
     metrics = score_v2(data.examples, texts, _na_scores(predictions), 0.0 if na_threshold is None else na_threshold)
-    return metrics | raw_scores(data, predictions)
+    return metrics | raw_metrics(data, predictions)
 
 
 def choose_threshold(data: SquadData, predictions: list[Prediction]) -> float:
     """The no-answer threshold of the best F1 on `data`, for other questions."""
-    return best_threshold(data.examples, answers(predictions, None), _na_scores(predictions))[0]
+    return best_threshold(data.examples, final_answers(predictions, None), _na_scores(predictions))[0]
 
 
-def raw_scores(data: SquadData, predictions: list[Prediction]) -> dict[str, float]:
+def raw_metrics(data: SquadData, predictions: list[Prediction]) -> dict[str, float]:
     """Where texts were generated: EM and F1 of them as they came, and how many were grounded in which way."""
     generated = {prediction.id: "" if prediction.grounding == "refused" else prediction.raw_text
                  for prediction in predictions if prediction.raw_text is not None}

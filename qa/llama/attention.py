@@ -41,7 +41,7 @@ class Layout:
     is_cached: bool  # keys and values come from a KVCache, laid out already
 
     @staticmethod
-    def of(rows: Tensor, num_rows: int, is_cached: bool = False) -> Layout:
+    def from_rows(rows: Tensor, num_rows: int, is_cached: bool = False) -> Layout:
         """`rows`: [T] the row of each token, ascending. In a row the tokens take one place after another."""
         slots = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
         width = int(slots.max()) + 1

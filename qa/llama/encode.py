@@ -67,9 +67,9 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
     questions, notes = _encode_questions(template, examples, max_tokens=max_length // 4)
     longest_tail = max((len(question) + (len(answer) or max_new_tokens)
                         for question, answer in zip(questions, answers, strict=True)), default=0)
-    room = max_length - len(template.prefix_ids) - longest_tail
+    room = max_length - len(template.instruction_ids) - longest_tail
     if room < 8:
-        raise UserError(f"--max-length {max_length}: instruction ({len(template.prefix_ids)} tokens), question and "
+        raise UserError(f"--max-length {max_length}: instruction ({len(template.instruction_ids)} tokens), question and "
                         f"answer ({longest_tail}) leave no room for a passage; give more, or fewer --shots")
     overlap = min(overlap, room // 2)
     pieces_of = {text: _pieces(template, text, room, overlap) for text in dict.fromkeys(texts)}
@@ -85,14 +85,14 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
 
 
 def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """What the batch plan needs: which passage each prompt is about, and its tokens without the prefix; int64 [N] each."""
+    """What the batch plan needs: which passage each prompt is about, and its tokens without the instruction; int64 [N] each."""
     numbers: dict[Piece, int] = {}
     passage = [numbers.setdefault(prompt.piece, len(numbers)) for prompt in prompts]
     lengths = [len(prompt.piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids) for prompt in prompts]
     return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
-def pieces_of_examples(found: Iterable[Answer]) -> list[tuple[list[Answer], float | None]]:
+def group_by_example(found: Iterable[Answer]) -> list[tuple[list[Answer], float | None]]:
     """What a decoder found in each piece of an example's passage, example by example; v2.0: with the log P of its refusal.
 
     That is the least of all pieces: a passage answers if one of its pieces does.

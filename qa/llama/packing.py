@@ -53,26 +53,26 @@ def _num_tokens(prompt: Prompt) -> int:
     return len(prompt.question_ids) + max(len(prompt.answer_ids) - 1, 0)
 
 
-def micro_batches(prompts: Sequence[Prompt], num_prefix: int, micro_tokens: int) -> list[list[Row]]:
+def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens: int) -> list[list[Row]]:
     """Cut questions into micro-batches of rows; B * L <= micro_tokens in each, or it is one row with one question.
 
     The questions of a passage share a row, or the fewest rows that hold them. Rows of like length come together, the
-    longest micro-batch first (so that memory, if it runs out, does so at once). `num_prefix`: tokens before the passage.
+    longest micro-batch first (so that memory, if it runs out, does so at once). `num_instruction`: tokens before the passage.
     """
     by_piece: dict[Piece, list[Prompt]] = {}
     for prompt in prompts:
         by_piece.setdefault(prompt.piece, []).append(prompt)
-    rows = [row for piece, group in by_piece.items() for row in _rows(piece, group, micro_tokens - num_prefix)]
+    rows = [row for piece, group in by_piece.items() for row in _rows(piece, group, micro_tokens - num_instruction)]
     rows.sort(key=Row.num_tokens, reverse=True)
     batches: list[list[Row]] = []
     for row in rows:
-        if not batches or (num_prefix + batches[-1][0].num_tokens()) * (len(batches[-1]) + 1) > micro_tokens:
+        if not batches or (num_instruction + batches[-1][0].num_tokens()) * (len(batches[-1]) + 1) > micro_tokens:
             batches.append([])
         batches[-1].append(row)
     return batches
 
 
-def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_prefix: int, micro_tokens: int) -> list[list[list[Row]]]:
+def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, micro_tokens: int) -> list[list[list[Row]]]:
     """Give a global batch to the ranks, passage by passage, so that they finish together; then cut as `micro_batches`.
 
     Returns:
@@ -82,11 +82,11 @@ def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_prefix: int, micro_
     for prompt in prompts:
         by_piece.setdefault(prompt.piece, []).append(prompt)
     groups = list(by_piece.values())
-    lengths = np.array([num_prefix + Row(group[0].piece, group).num_tokens() for group in groups])
+    lengths = np.array([num_instruction + Row(group[0].piece, group).num_tokens() for group in groups])
     everything = int(lengths.sum()) * len(groups)  # no cut here: a rank's share in one piece
     shares = deal(np.arange(len(groups)), lengths, num_ranks, everything)
-    return [micro_batches([prompt for group in np.concatenate(share) for prompt in groups[group]], num_prefix, micro_tokens)
-            if share else [] for share in shares]
+    dealt = [[prompt for indices in share for index in indices for prompt in groups[index]] for share in shares]
+    return [micro_batches(prompts, num_instruction, micro_tokens) for prompts in dealt]
 
 
 def _rows(piece: Piece, prompts: list[Prompt], max_tokens: int) -> list[Row]:
@@ -107,7 +107,7 @@ class Batch:
     layout: Layout  # which row each token stands in
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    segments: Tensor  # [T] int64: 0 prefix and passage; 1, 2, ... a row's questions
+    segments: Tensor  # [T] int64: 0 instruction and passage; 1, 2, ... a row's questions
     predicting: Tensor  # [N] int64: the tokens at which an answer token is predicted, those before it
     targets: Tensor  # [N] int64: these answer tokens
 
@@ -116,17 +116,17 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(rows: Sequence[Row], prefix_ids: list[int], prefix_is_cached: bool = False) -> Batch:
+def collate(rows: Sequence[Row], instruction_ids: list[int], instruction_is_cached: bool = False) -> Batch:
     """Lay rows out as tensors. In decoding, where answers are empty, `predicting` has the last token of every cue.
 
-    prefix_is_cached: the prefix itself is left out, and positions begin behind it.
+    instruction_is_cached: the instruction itself is left out, and positions begin behind it.
     """
-    shown_prefix = [] if prefix_is_cached else prefix_ids
+    shown_instruction = [] if instruction_is_cached else instruction_ids
     of_row, ids, positions, segments, predicting = [], [], [], [], []
     for number, row in enumerate(rows):
         begin = len(ids)
-        num_shared = len(prefix_ids) + len(row.piece.ids)
-        ids += shown_prefix + row.piece.ids
+        num_shared = len(instruction_ids) + len(row.piece.ids)
+        ids += shown_instruction + row.piece.ids
         positions += range(num_shared - (len(ids) - begin), num_shared)
         segments += [0] * (len(ids) - begin)
         for segment, prompt in enumerate(row.prompts, start=1):
@@ -139,7 +139,7 @@ def collate(rows: Sequence[Row], prefix_ids: list[int], prefix_is_cached: bool =
     prompts = [prompt for row in rows for prompt in row.prompts]
     targets = [id for prompt in prompts for id in prompt.answer_ids]
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (ids, positions, segments, predicting, targets))
-    return Batch(prompts, Layout.of(torch.tensor(of_row), len(rows)), *tensors)
+    return Batch(prompts, Layout.from_rows(torch.tensor(of_row), len(rows)), *tensors)
 
 
 class AnswerLoss(nn.Module):

@@ -133,7 +133,7 @@ class PromptTemplate:
         turn_end = self._cut_template()
         has_chat = kind == "engineered" and tokenizer.chat_template  # which writes BOS itself
         bos_ids = [] if has_chat else self._bos_ids()
-        self.prefix_ids: list[int] = bos_ids + self._encode(self._before_passage, is_first=True)
+        self.instruction_ids: list[int] = bos_ids + self._encode(self._before_passage, is_first=True)
         self._find_ends(turn_end)
 
     def settings(self) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qa.data.squad import SquadData
 from qa.errors import Stopped
-from qa.evaluation.scoring import choose_threshold, score
+from qa.evaluation.scoring import choose_threshold, score_predictions
 from qa.evaluation.show import marked_passages, metrics_line
 from qa.options import TrainOptions
 from qa.prediction import Prediction, Reader
@@ -95,7 +95,7 @@ class Evaluator:
 
     def _report(self, when: str, data: SquadData, predictions: list[Prediction],
                 threshold: float | None) -> dict[str, float]:
-        metrics = score(data, predictions, threshold)
+        metrics = score_predictions(data, predictions, threshold)
         self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         self.log.write("evaluation", when=when, step=self.state.step, data=data.source, na_threshold=threshold, **metrics)
         return metrics

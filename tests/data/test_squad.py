@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qa.data.squad import Answer, load_squad, locate, parse_hub_rows, parse_squad
+from qa.data.squad import Answer, find_answer, load_squad, parse_hub_rows, parse_squad
 from qa.errors import UserError
 from qa.evaluation.metrics import score_v1, score_v2
 
@@ -181,14 +181,14 @@ def test_label_is_the_first_answer_or_none():
     assert not data.examples[0].trainable
 
 
-def test_locate_agrees_with_a_search_over_all_positions():
+def test_find_answer_agrees_with_a_search_over_all_positions():
     context = "aab ab aab"
     for text in ["a", "aa", "ab", "aab", "b a", "c", "ab a", context, ""]:
         places = [i for i in range(len(context)) if context[i:i + len(text)] == text] if text else []
         for claimed in range(-2, 12):
             expected = claimed if claimed in places else places[0] if len(places) == 1 else None
-            assert locate(context, text, claimed) == expected, (text, claimed)
-    assert locate("aaa", "aa", 5) is None  # occurrences that overlap are two
+            assert find_answer(context, text, claimed) == expected, (text, claimed)
+    assert find_answer("aaa", "aa", 5) is None  # occurrences that overlap are two
 
 
 def test_context_keeps_every_character_and_offsets_count_code_points(tmp_path):

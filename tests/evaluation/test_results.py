@@ -12,7 +12,7 @@ from qa.data.squad import SquadData, parse_squad
 from qa.errors import UserError
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
 from qa.evaluation.results import default_folder, identity, result_files, write_results
-from qa.evaluation.scoring import score
+from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import marked_passages, metrics_line, table
 from qa.files import write_json
 from qa.prediction import Candidate, Prediction
@@ -55,7 +55,7 @@ def read(path: Path):
 
 def test_v1_files_hold_the_predictions(tmp_path):
     data, predictions = make_data(False), make_predictions(False)
-    metrics, conditions = score(data, predictions, None), {"ckpt": "runs/x", "seed": 0}
+    metrics, conditions = score_predictions(data, predictions, None), {"ckpt": "runs/x", "seed": 0}
     assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3}
     folder = tmp_path / "new" / "folder"
     write(folder, metrics, conditions, predictions)
@@ -73,7 +73,7 @@ def test_v1_files_hold_the_predictions(tmp_path):
 @pytest.mark.parametrize("threshold, refused", [(0.0, "bd"), (-1.0, "bcd"), (1.5, "d"), (9.0, "")])
 def test_v2_files_apply_the_threshold_and_keep_the_scores(threshold, refused, tmp_path):
     data, predictions = make_data(True), make_predictions(True)
-    metrics = score(data, predictions, threshold)
+    metrics = score_predictions(data, predictions, threshold)
     write(tmp_path, metrics, {}, predictions, threshold)
     texts = {prediction.id: "" if prediction.id in refused else prediction.text for prediction in predictions}
     assert read(tmp_path / "predictions.json") == texts
@@ -81,7 +81,7 @@ def test_v2_files_apply_the_threshold_and_keep_the_scores(threshold, refused, tm
     # What the files say is what was scored: the rules applied to them give the figures again.
     assert load_predictions(tmp_path / "predictions.json", data) == texts
     assert load_na_probs(tmp_path / "null_odds.json", data) == read(tmp_path / "null_odds.json")
-    again = score(data, [Prediction(name, text, []) for name, text in texts.items()], None)
+    again = score_predictions(data, [Prediction(name, text, []) for name, text in texts.items()], None)
     assert {key: again[key] for key in ("exact", "f1", "HasAns_exact", "NoAns_f1", "total")} == {
         key: metrics[key] for key in ("exact", "f1", "HasAns_exact", "NoAns_f1", "total")}
 

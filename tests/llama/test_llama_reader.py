@@ -10,7 +10,7 @@ import torch
 import qa.llama.reader as reader_module
 from qa.data.squad import parse_squad
 from qa.evaluation.results import result_files
-from qa.evaluation.scoring import score
+from qa.evaluation.scoring import score_predictions
 from qa.llama.generate import Generation
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
@@ -55,7 +55,7 @@ def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squ
             assert candidate.confidence == pytest.approx(math.exp(candidate.score))
     assert any(note.startswith("exact search") and "all proven" in note for note in notes)
     assert any(note.startswith("ceiling of exact decoding") for note in notes)
-    metrics = score(data, predictions, None)
+    metrics = score_predictions(data, predictions, None)
     assert set(metrics) == {"exact_match", "f1", "total"}
     nbest = result_files(predictions, None)["nbest.json"]
     assert [len(entries) for entries in nbest.values()] == [3] * len(predictions)
@@ -95,7 +95,7 @@ def test_a_refusal_that_was_learnt_is_known_on_data_of_v1_too(tiny_llama, tokeni
     monkeypatch.setattr(reader_module, "generate", generate)
     predictions = reader(tiny_llama, template).answer(data).predictions
     assert {(p.text, p.grounding) for p in predictions} == {("", "refused")}
-    assert score(data, predictions, None)["num_refused"] == len(predictions)
+    assert score_predictions(data, predictions, None)["num_refused"] == len(predictions)
 
 
 def test_a_budget_is_reported(tiny_llama, tokenizer, small_squad):

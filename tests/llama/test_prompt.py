@@ -44,7 +44,7 @@ def tokenizer(request):
 
 
 def whole_prompt(template, context=CONTEXT, question=QUESTION, answer="Gustave Eiffel"):
-    return (template.prefix_ids + template.passage_ids(context) + template.question_ids(question)
+    return (template.instruction_ids + template.passage_ids(context) + template.question_ids(question)
             + template.answer_ids(answer))  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def without_sentencepiece_blanks(text):
 
 def test_plain_prompt_is_passage_question_answer_and_nothing_else(tokenizer):
     template = PromptTemplate(tokenizer, "plain")
-    bos = tokenizer.bos_token if template.prefix_ids else ""
+    bos = tokenizer.bos_token if template.instruction_ids else ""
     expected = f"{bos}{CONTEXT}\nWho built the tower?\nAnswer: Gustave Eiffel{tokenizer.eos_token}"
     text = as_text(tokenizer, whole_prompt(template))
     assert without_sentencepiece_blanks(text) == without_sentencepiece_blanks(expected)
@@ -116,7 +116,7 @@ def test_no_segment_ends_in_a_blank_and_the_answer_brings_its_own(tokenizer):
     for chat_template in (None, CHATML, LLAMA2):
         tokenizer.chat_template = chat_template
         template = PromptTemplate(tokenizer, "engineered")
-        assert not as_text(tokenizer, template.prefix_ids).endswith(" ")
+        assert not as_text(tokenizer, template.instruction_ids).endswith(" ")
         assert not as_text(tokenizer, template.question_ids("Who?")).endswith(" ")
         joint = template.question_ids("Who?") + template.answer_ids("Gustave")[:-1]
         cue = as_text(tokenizer, template.question_ids("Who?"))
@@ -177,7 +177,7 @@ def test_settings_in_json_give_the_same_prompt(tokenizer):
     again = PromptTemplate.from_settings(tokenizer, json.loads(json.dumps(template.settings())))
     assert whole_prompt(again) == whole_prompt(template)
     assert again.settings() == template.settings()
-    assert "Today: 1 Jan 1970" in as_text(tokenizer, again.prefix_ids)
+    assert "Today: 1 Jan 1970" in as_text(tokenizer, again.instruction_ids)
 
 
 @pytest.mark.parametrize("is_v2", [False, True])
@@ -185,7 +185,7 @@ def test_settings_in_json_give_the_same_prompt(tokenizer):
 def test_instruction_that_the_template_drops_or_repeats_goes_into_the_users_turn(byte_level_tokenizer, is_v2, broken):
     byte_level_tokenizer.chat_template = broken
     template = PromptTemplate(byte_level_tokenizer, "engineered", is_v2, [Demonstration("Rome.", "What?", "Rome")])
-    text = as_text(byte_level_tokenizer, template.prefix_ids)
+    text = as_text(byte_level_tokenizer, template.instruction_ids)
     assert text.startswith(f"<|im_start|>user\n{template.instruction}\n\nPassage:\nRome.\n\nQuestion: What?<|im_end|>")
     assert text.count(INSTRUCTION) == 1 and text.count(REFUSAL) == is_v2
 
@@ -251,7 +251,7 @@ def test_equal_answers_and_turns_that_the_template_trims_or_reorders_are_accepte
     for chat_template in (CHATML, LLAMA2, LLAMA3, in_last_turn):
         byte_level_tokenizer.chat_template = chat_template
         template = PromptTemplate(byte_level_tokenizer, "engineered", demonstrations=shots)
-        text = as_text(byte_level_tokenizer, template.prefix_ids)
+        text = as_text(byte_level_tokenizer, template.instruction_ids)
         assert text.count(INSTRUCTION) == 1 and text.count("Answer: old") == 2
 
 
@@ -299,7 +299,7 @@ def test_training_prompt_takes_the_piece_that_shows_the_answer(tokenizer):
         assert piece.text == context[piece.start_char : piece.end_char] and piece.ids == template.passage_ids(piece.text)
         assert piece.start_char <= answer.start_char and answer.end_char <= piece.end_char
         assert prompt.answer_ids == template.answer_ids(answer.text)
-        num_tokens = len(template.prefix_ids) + len(piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids)
+        num_tokens = len(template.instruction_ids) + len(piece.ids) + len(prompt.question_ids) + len(prompt.answer_ids)
         assert num_tokens <= 120
     assert prompts[200].answer_ids == template.answer_ids(REFUSAL)
 
