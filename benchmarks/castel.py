@@ -41,7 +41,7 @@ def reference_extract(model, template: PromptTemplate, prompt: Prompt, text: str
     """
     trie = make_trie(template, text, max_answer_length)
     rows = [trie.path(node) for node in range(1, len(trie.tokens)) if not trie.children[node]]  # of nodes
-    before = torch.tensor([template.prefix_ids + prompt.piece.ids + prompt.question_ids], device=model.device)
+    before = torch.tensor([template.instruction_ids + prompt.piece.ids + prompt.question_ids], device=model.device)
     prompt_read = model(before, use_cache=True, logits_to_keep=1)
     best, best_node, num_positions = -math.inf, None, 0
     for begin in range(0, len(rows), ROWS):

@@ -36,7 +36,7 @@ from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
 from qa.llama.candidates import make_trie  # noqa: E402
 from qa.llama.encode import Prompt, encode_passages  # noqa: E402
 from qa.llama.extract import extract  # noqa: E402
-from qa.llama.generate import Generation, generate, read, read_prefix, score  # noqa: E402
+from qa.llama.generate import Generation, generate, read, read_instruction, score  # noqa: E402
 from qa.llama.grounding import ground  # noqa: E402
 from qa.llama.lora import merge  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
@@ -58,7 +58,7 @@ def whole_passages(passages: Sequence[Passage], num_questions: int, seed: int = 
 
 def peer(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int):
     """transformers' generate: the token ids before the end, in the prompts' order."""
-    ids = [template.prefix_ids + prompt.piece.ids + prompt.question_ids for prompt in prompts]
+    ids = [template.instruction_ids + prompt.piece.ids + prompt.question_ids for prompt in prompts]
     longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     stops = template.end_token_ids + template.closing_token_ids
     answers: list[list[int]] = [[] for _ in ids]
@@ -131,10 +131,10 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
             answers[generation.prompt] = ids
     exact = {extraction.prompt: extraction.spans[0].log_prob for extraction in found if extraction.spans}
     above, equal = [], 0
-    prefix = read_prefix(model, template.prefix_ids, args.micro_tokens)
+    instruction = read_instruction(model, template.instruction_ids, args.micro_tokens)
     with torch.inference_mode():
-        for rows in micro_batches(list(answers), len(template.prefix_ids), args.micro_tokens):
-            reading = read(model, rows, template.prefix_ids, prefix, args.micro_tokens)
+        for rows in micro_batches(list(answers), len(template.instruction_ids), args.micro_tokens):
+            reading = read(model, rows, template.instruction_ids, instruction, args.micro_tokens)
             scores = score(model, reading, template, [answers[prompt] for prompt in reading.prompts])
             differences = [value - exact[prompt] for prompt, value in zip(reading.prompts, scores, strict=True)]
             above += [difference for difference in differences if difference > 1e-4]

@@ -39,7 +39,7 @@ def trainer_features(template: PromptTemplate, passages: list[Passage], max_leng
     """One row per question: instruction, passage, question and answer; labels on the answer and its end."""
     features = []
     for prompt in encode_passages(template, passages, max_length)[0]:
-        before = template.prefix_ids + prompt.piece.ids + prompt.question_ids
+        before = template.instruction_ids + prompt.piece.ids + prompt.question_ids
         features.append({"input_ids": before + prompt.answer_ids, "attention_mask": [1] * len(before + prompt.answer_ids),
                          "labels": [IGNORED] * len(before) + prompt.answer_ids})
     return features

@@ -21,8 +21,9 @@ from qa.data.splits import questions_that
 from qa.data.squad import load_squad
 from qa.errors import UserError
 from qa.llama.adapter import Adapter, load_adapter, read_adapter
+from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.model import context_length, export_merged, load_llama
-from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.options import EvaluateOptions, check, unused_options
 from qa.settings import ReadSettings, read_settings, resolve

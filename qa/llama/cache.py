@@ -87,7 +87,7 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
         hidden states [T, H]
     """
     num_rows = cache.segments.shape[0]
-    layout = Layout.of(rows, num_rows, is_cached=True)
+    layout = Layout.from_rows(rows, num_rows, is_cached=True)
     end = cache.length + layout.width
     cache.reserve(end)
     cache.rows, cache.columns, cache.end = rows, cache.length + layout.places % layout.width, end

@@ -46,7 +46,7 @@ from torch import Tensor
 from qa.llama.cache import KVCache, forward_tokens
 from qa.llama.candidates import ROOT, make_trie
 from qa.llama.encode import Prompt
-from qa.llama.generate import Reading, chosen_log_probs, drop_ended_rows, read, read_prefix, score
+from qa.llama.generate import Reading, chosen_log_probs, drop_ended_rows, read, read_instruction, score
 from qa.llama.packing import micro_batches
 from qa.llama.prompt import PromptTemplate
 from qa.llama.search import Extraction, Search
@@ -65,10 +65,10 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
             long row, the cache.
         max_expansions: a search that has expanded so many prefixes ends without proof, once it has found a span; 0: none does.
     """
-    prefix = read_prefix(model, template.prefix_ids, micro_tokens)
+    instruction = read_instruction(model, template.instruction_ids, micro_tokens)
     found: dict[Prompt, Extraction] = {}
-    for rows in micro_batches(prompts, len(template.prefix_ids), micro_tokens):
-        reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
+    for rows in micro_batches(prompts, len(template.instruction_ids), micro_tokens):
+        reading = read(model, rows, template.instruction_ids, instruction, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:
             answers = [template.answer_ids(template.refusal)] * len(refusals)

@@ -4,8 +4,8 @@ A batch is the packed rows of packing.py, and decoding is these rows going on. E
 each open answer to its row; by its segment it sees the passage, its own question and its own answer so far:
 
     columns      0 ............................ L | step 1 | step 2 | ...
-    row 0        prefix  passage 0  q1  q2  q3    | 1 2 3  | 1 3    |       (question 2 has ended: its slot is gone)
-    row 1        prefix  passage 1  q1  q2  pad   | 1 2 .  | 2 .    |
+    row 0   instruction  passage 0  q1  q2  q3    | 1 2 3  | 1 3    |       (question 2 has ended: its slot is gone)
+    row 1   instruction  passage 1  q1  q2  pad   | 1 2 .  | 2 .    |
 
 So a passage's keys are stored once, not once per question, and the instruction's are computed once per run. The
 language-model head runs where a token is chosen, and nowhere else. Rows whose questions have all ended are dropped.
@@ -34,7 +34,7 @@ from torch import Tensor
 from qa.errors import not_finite
 from qa.llama.attention import use_packed_attention
 from qa.llama.cache import GROWTH, KVCache, forward_tokens
-from qa.llama.encode import Prompt, pieces_of_examples
+from qa.llama.encode import Prompt, group_by_example
 from qa.llama.packing import Row, collate, micro_batches
 from qa.llama.prompt import PromptTemplate
 from qa.training.precision import at_least_fp32
@@ -56,21 +56,21 @@ class Reading:
     hidden: Tensor  # [Q, H] that predict its answer's first token
 
 
-def read_prefix(model, prefix_ids: list[int], micro_tokens: int) -> KVCache:
+def read_instruction(model, instruction_ids: list[int], micro_tokens: int) -> KVCache:
     """The cache of what stands before every passage, as one row."""
     use_packed_attention(model)
-    cache = KVCache(1, len(prefix_ids), model.device)
-    if prefix_ids:
-        ids = torch.tensor(prefix_ids, device=model.device)
+    cache = KVCache(1, len(instruction_ids), model.device)
+    if instruction_ids:
+        ids = torch.tensor(instruction_ids, device=model.device)
         zeros = torch.zeros_like(ids)
         _read_on(model, cache, micro_tokens, zeros, ids, torch.arange(len(ids), device=ids.device), zeros)
     return cache
 
 
-def read(model, rows: Sequence[Row], prefix_ids: list[int], prefix: KVCache, micro_tokens: int) -> Reading:
-    """Read passages and questions behind the prefix, once."""
-    batch = collate(rows, prefix_ids, prefix_is_cached=True).to(model.device)
-    cache = prefix.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
+def read(model, rows: Sequence[Row], instruction_ids: list[int], instruction: KVCache, micro_tokens: int) -> Reading:
+    """Read passages and questions after the instruction, once."""
+    batch = collate(rows, instruction_ids, instruction_is_cached=True).to(model.device)
+    cache = instruction.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
     cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
     hidden = _read_on(model, cache, micro_tokens, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)
     cues = batch.predicting  # [Q]
@@ -109,10 +109,10 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
         max_new_tokens: tokens of an answer at most, the end token included.
         micro_tokens: tokens read at a time, padding included; bounds the memory.
     """
-    prefix = read_prefix(model, template.prefix_ids, micro_tokens)
+    instruction = read_instruction(model, template.instruction_ids, micro_tokens)
     answers: dict[Prompt, Generation] = {}
-    for rows in micro_batches(prompts, len(template.prefix_ids), micro_tokens):
-        reading = read(model, rows, template.prefix_ids, prefix, micro_tokens)
+    for rows in micro_batches(prompts, len(template.instruction_ids), micro_tokens):
+        reading = read(model, rows, template.instruction_ids, instruction, micro_tokens)
         refusals = [None] * len(reading.prompts)
         if template.refusal:
             refusals = score(model, reading, template, [template.answer_ids(template.refusal)] * len(refusals))
@@ -257,7 +257,7 @@ def log_odds(log_prob: float) -> float:
 def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:
     """One answer per example, of passages read in pieces: the most probable that is no refusal and not empty, if there is."""
     chosen = []
-    for pieces, refusal_log_prob in pieces_of_examples(generations):
+    for pieces, refusal_log_prob in group_by_example(generations):
         best = max(pieces, key=lambda piece: (piece.text not in ("", refusal), piece.log_prob))
         chosen.append(replace(best, refusal_log_prob=refusal_log_prob))
     return chosen

@@ -103,7 +103,7 @@ def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, so
     targets = find_targets(model, spec, source)
     model.requires_grad_(False)
     for name, base in targets.items():
-        layer = LoRALinear(base, spec.rank_of(name), spec.scale_of(name), spec.dropout)
+        layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
         layer.train(base.training)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)

@@ -46,7 +46,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
         if hasattr(transformers, "GgufConfig"):  # before it, unpacking was all that transformers could do
             how = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     else:
-        check_folder(path)
+        check_base_folder(path)
         folder, where, how = path, {}, {"use_safetensors": True}
     try:
         model, report = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
@@ -91,7 +91,7 @@ def load_tokenizer(path: Path, folder: Path, **kwargs) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def check_folder(folder: Path) -> None:
+def check_base_folder(folder: Path) -> None:
     """Its config.json says that it is a LLaMA with ordinary weights."""
     expect_family(folder, "llama")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ import numpy as np
 
 from qa.errors import not_finite
 from qa.llama.candidates import ROOT, Trie
-from qa.llama.encode import Prompt, pieces_of_examples
+from qa.llama.encode import Prompt, group_by_example
 
 WIDTH = 5  # prefixes of a question in its first passes
 MOST_WIDTH = 64
@@ -151,7 +151,7 @@ class Search:
 def best_spans(extractions: Sequence[Extraction]) -> list[Extraction]:
     """One per example, of passages read in pieces: the most probable spans of all pieces, each text once."""
     chosen = []
-    for pieces, refusal in pieces_of_examples(extractions):
+    for pieces, refusal in group_by_example(extractions):
         spans: dict[str, Span] = {}
         for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
             spans.setdefault(span.text, span)

@@ -57,11 +57,11 @@ class LoraSpec:
         scale = "alpha / sqrt(r)" if self.rslora else "alpha / r"
         return f"LoRA on {targets}, r {self.rank}, alpha {self.alpha:g} (scale {scale}), dropout {self.dropout:g}"
 
-    def rank_of(self, name: str) -> int:
+    def layer_rank(self, name: str) -> int:
         return _first_match(self.rank_pattern, name, self.rank)
 
-    def scale_of(self, name: str) -> float:
-        alpha, rank = _first_match(self.alpha_pattern, name, self.alpha), self.rank_of(name)
+    def layer_scale(self, name: str) -> float:
+        alpha, rank = _first_match(self.alpha_pattern, name, self.alpha), self.layer_rank(name)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 

@@ -87,7 +87,7 @@ def all_candidates(template, text, max_tokens):
 @torch.no_grad()
 def brute_force(model, template, prompt, sequences):
     """log P(tokens, end | prompt) of each sequence, in a row of its own: no cache, nothing shared."""
-    begin = template.prefix_ids + prompt.piece.ids + prompt.question_ids
+    begin = template.instruction_ids + prompt.piece.ids + prompt.question_ids
     scores = []
     for first in range(0, len(sequences), 64):
         part = sequences[first : first + 64]
@@ -103,7 +103,7 @@ def brute_force(model, template, prompt, sequences):
 @torch.no_grad()
 def brute_force_by_rows(model, template, prompt, sequences):
     """The same where there are thousands: the prompt is read once, and a row scores all beginnings of its sequence."""
-    begin = torch.tensor([template.prefix_ids + prompt.piece.ids + prompt.question_ids])
+    begin = torch.tensor([template.instruction_ids + prompt.piece.ids + prompt.question_ids])
     read = model(begin, use_cache=True, logits_to_keep=1)
     ordered = sorted(sequences)  # a sequence stands right before those that go on from it
     rows = [ids for ids, after in zip(ordered, [*ordered[1:], ()], strict=True) if after[: len(ids)] != ids]
@@ -191,7 +191,7 @@ def test_a_pass_serves_all_questions_and_feeds_a_prefix_once(tiny_llama, templat
     fed = []
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: fed.append(inputs[0].shape[1]))
     found = extract(tiny_llama, template, prompts, 12, 100_000, num_best=4)
-    passes = fed[bool(template.prefix_ids) + 1 :]
+    passes = fed[bool(template.instruction_ids) + 1 :]
     assert len(passes) == max(extraction.num_passes for extraction in found) > 1
     assert sum(passes) == sum(e.num_positions for e in found) == sum(e.num_expanded for e in found)
 

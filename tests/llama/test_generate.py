@@ -14,7 +14,7 @@ from qa.data.splits import first_passages
 from qa.data.squad import load_squad
 from qa.errors import UserError
 from qa.llama.encode import Piece, Prompt, encode_passages
-from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_prefix, score
+from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_instruction, score
 from qa.llama.model import load_llama
 from qa.llama.packing import micro_batches
 from qa.llama.prompt import PromptTemplate
@@ -25,7 +25,7 @@ from qa.weights import locate
 def template(request):
     """Random weights seldom write a newline: every eighth token ends an answer too, one of each 40 closes it."""
     template = PromptTemplate(request.getfixturevalue(f"{request.param}_tokenizer"), "plain")
-    template.prefix_ids = [3, 4, 5] * (request.param == "byte_level") + template.prefix_ids
+    template.instruction_ids = [3, 4, 5] * (request.param == "byte_level") + template.instruction_ids
     template.end_token_ids = sorted({*template.end_token_ids, *range(40, 370, 8)})
     template.closing_token_ids = list(range(41, 370, 40))
     return template
@@ -47,7 +47,7 @@ def random_prompts(seed, num_passages=6, max_questions=5):
 
 
 def prompt_ids(template, prompt):
-    return template.prefix_ids + prompt.piece.ids + prompt.question_ids
+    return template.instruction_ids + prompt.piece.ids + prompt.question_ids
 
 
 def transformers_generate(model, template, prompts, max_new_tokens):
@@ -119,8 +119,8 @@ def test_score_of_a_given_answer_and_no_trace_in_the_cache(tiny_llama, template)
     with torch.inference_mode():
         prompts = random_prompts(9)
         (rows,) = micro_batches(prompts, 0, 100_000)
-        prefix = read_prefix(tiny_llama, template.prefix_ids, 1000)
-        reading = read(tiny_llama, rows, template.prefix_ids, prefix, 1000)
+        instruction = read_instruction(tiny_llama, template.instruction_ids, 1000)
+        reading = read(tiny_llama, rows, template.instruction_ids, instruction, 1000)
         rng = random.Random(9)
         given = [[rng.randrange(370) for _ in range(rng.randint(0, 5))] + [template.end_token_id] for _ in prompts]
         length = reading.cache.length
@@ -154,8 +154,8 @@ def test_passage_is_read_once_and_logits_are_those_of_open_questions(tiny_llama,
     tiny_llama.lm_head.register_forward_hook(lambda module, inputs, _: logits.append(tuple(inputs[0].shape)))
     answers = generate(tiny_llama, template, prompts, max_new_tokens=5, micro_tokens=100_000)
     (rows,) = micro_batches(prompts, 0, 100_000)
-    if template.prefix_ids:
-        assert fed.pop(0) == (1, len(template.prefix_ids))
+    if template.instruction_ids:
+        assert fed.pop(0) == (1, len(template.instruction_ids))
     assert fed[0] == (1, sum(row.num_tokens() for row in rows))  # no padding
     num_choices = []
     for answer in answers:
@@ -188,7 +188,7 @@ def test_a_draft_changes_the_work_and_not_the_answer(tiny_llama, template, monke
     assert [a.log_prob for a in answers] == pytest.approx([a.log_prob for a in expected], abs=1e-4)
     assert [a.is_complete for a in answers] == [a.is_complete for a in expected]
     if share_wrong == 0.0:  # four tokens a pass, and the longest answers have 12
-        assert num_passes[0] <= bool(template.prefix_ids) + 1 + 3
+        assert num_passes[0] <= bool(template.instruction_ids) + 1 + 3
 
 
 def test_draft_is_what_follows_in_the_passage(monkeypatch):

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from qa.llama.attention import Layout, attention, use_packed_attention, visible
+from qa.llama.attention import Layout, packed_attention, use_packed_attention, visible
 from qa.llama.encode import Piece, Prompt
-from qa.llama.packing import AnswerLoss, Row, collate, micro_batches
+from qa.llama.loss import AnswerLoss, plain_answer_loss
+from qa.llama.packing import Row, collate, deal_rows, micro_batches
 
-PREFIX = [5, 6, 7]
+INSTRUCTION = [5, 6, 7]
 
 
 def random_prompts(seed, num_passages=3, max_questions=4, vocab_size=384):
@@ -29,17 +29,6 @@ def random_prompts(seed, num_passages=3, max_questions=4, vocab_size=384):
         for _ in range(rng.randint(1, max_questions)):
             prompts.append(Prompt(len(prompts), f"q{len(prompts)}", piece, ids(2, 8), [*ids(0, 4), 1]))
     return prompts
-
-
-def loss_of_separate_rows(model, prompts):
-    """The independent computation: every question alone, causal, all logits, positions and mask by transformers."""
-    total = 0.0
-    for prompt in prompts:
-        ids = PREFIX + prompt.piece.ids + prompt.question_ids + prompt.answer_ids
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0]  # [L, V]
-        begin = len(ids) - len(prompt.answer_ids)
-        total = total + cross_entropy(logits[begin - 1 : -1], torch.tensor(ids[begin:]), reduction="sum")
-    return total
 
 
 def loss_and_gradients(model, loss):
@@ -60,9 +49,9 @@ def test_packed_equals_one_row_per_question(tiny_llama_factory, monkeypatch, tie
     model = tiny_llama_factory(tie=tie, num_kv_heads=num_kv_heads).double()
     for seed in range(3):
         prompts = random_prompts(seed)
-        expected, expected_gradients = loss_and_gradients(model, loss_of_separate_rows(model, prompts))
-        (rows,) = micro_batches(prompts, len(PREFIX), micro_tokens=10_000)
-        loss, gradients = loss_and_gradients(model, AnswerLoss(model)(collate(rows, PREFIX)))
+        expected, expected_gradients = loss_and_gradients(model, plain_answer_loss(model, prompts, INSTRUCTION))
+        (rows,) = micro_batches(prompts, len(INSTRUCTION), micro_tokens=10_000)
+        loss, gradients = loss_and_gradients(model, AnswerLoss(model)(collate(rows, INSTRUCTION)))
         assert loss == pytest.approx(expected, rel=tolerance)
         for name, gradient in gradients.items():
             difference = (gradient - expected_gradients[name]).norm()
@@ -70,11 +59,11 @@ def test_packed_equals_one_row_per_question(tiny_llama_factory, monkeypatch, tie
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_llama):
-    (rows,) = micro_batches(random_prompts(5), len(PREFIX), 10_000)
+    (rows,) = micro_batches(random_prompts(5), len(INSTRUCTION), 10_000)
     answer_loss = AnswerLoss(tiny_llama.train())
-    expected, expected_gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, PREFIX)))
+    expected, expected_gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, INSTRUCTION)))
     tiny_llama.gradient_checkpointing_enable({"use_reentrant": False})
-    loss, gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, PREFIX)))
+    loss, gradients = loss_and_gradients(tiny_llama, answer_loss(collate(rows, INSTRUCTION)))
     assert loss == expected
     assert all(torch.equal(gradients[name], expected_gradients[name]) for name in gradients)
 
@@ -84,7 +73,7 @@ def test_loss_does_not_depend_on_the_cut_into_micro_batches(tiny_llama):
     prompts = random_prompts(4, num_passages=5)
     losses = []
     for micro_tokens in (1, 40, 90, 10_000):
-        batches = [collate(rows, PREFIX) for rows in micro_batches(prompts, len(PREFIX), micro_tokens)]
+        batches = [collate(rows, INSTRUCTION) for rows in micro_batches(prompts, len(INSTRUCTION), micro_tokens)]
         losses.append(sum(AnswerLoss(model)(batch).item() for batch in batches))
         assert sum(len(batch.targets) for batch in batches) == sum(len(prompt.answer_ids) for prompt in prompts)
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
@@ -100,8 +89,8 @@ def hidden_states(model, batch):
 
 def test_a_question_sees_nothing_of_the_others(tiny_llama):
     """Other tokens in one segment of one row change nothing elsewhere, not even the last bit."""
-    (rows,) = micro_batches(random_prompts(1, num_passages=3), len(PREFIX), 10_000)
-    batch = collate(rows, PREFIX)
+    (rows,) = micro_batches(random_prompts(1, num_passages=3), len(INSTRUCTION), 10_000)
+    batch = collate(rows, INSTRUCTION)
     before = hidden_states(tiny_llama, batch)
     for row in range(len(rows)):
         for segment in range(1, len(rows[row].prompts) + 1):
@@ -115,25 +104,25 @@ def test_a_question_sees_nothing_of_the_others(tiny_llama):
 
 def test_rows_together_equal_rows_alone(tiny_llama):
     model = tiny_llama.double()
-    (rows,) = micro_batches(random_prompts(2, num_passages=4), len(PREFIX), 10_000)
-    batch = collate(rows, PREFIX)
+    (rows,) = micro_batches(random_prompts(2, num_passages=4), len(INSTRUCTION), 10_000)
+    batch = collate(rows, INSTRUCTION)
     assert len({row.num_tokens() for row in rows}) > 1
     together = hidden_states(model, batch)
     for i, row in enumerate(rows):
-        alone = hidden_states(model, collate([row], PREFIX))
+        alone = hidden_states(model, collate([row], INSTRUCTION))
         assert torch.allclose(together[batch.layout.rows == i], alone, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("prefix_is_cached", [False, True])
-def test_layout_matches_brute_force(prefix_is_cached):
+@pytest.mark.parametrize("instruction_is_cached", [False, True])
+def test_layout_matches_brute_force(instruction_is_cached):
     for seed in range(20):
-        (rows,) = micro_batches(random_prompts(seed), len(PREFIX), 10_000)
-        batch = collate(rows, PREFIX, prefix_is_cached)
+        (rows,) = micro_batches(random_prompts(seed), len(INSTRUCTION), 10_000)
+        batch = collate(rows, INSTRUCTION, instruction_is_cached)
         assert batch.prompts == [prompt for row in rows for prompt in row.prompts]
         tokens, predicted = [], []
         for i, row in enumerate(rows):
-            whole = PREFIX + row.piece.ids
-            tokens += [(i, 0, place, token) for place, token in enumerate(whole)][len(PREFIX) * prefix_is_cached :]
+            whole = INSTRUCTION + row.piece.ids
+            tokens += [(i, 0, place, token) for place, token in enumerate(whole)][len(INSTRUCTION) * instruction_is_cached :]
             for segment, prompt in enumerate(row.prompts, start=1):
                 whole_prompt = whole + prompt.question_ids + prompt.answer_ids
                 places = range(len(whole), len(whole_prompt) - 1)
@@ -167,7 +156,7 @@ def test_attention_of_flat_rows_matches_a_loop(num_kv_heads, is_cached):
     """Every token and head by itself: softmax(q . k / sqrt(d)) v over the keys that it may see."""
     torch.manual_seed(0)
     rows = torch.tensor([0] * 5 + [1] * 2 + [2] * 4)
-    layout = Layout.of(rows, 3, is_cached)
+    layout = Layout.from_rows(rows, 3, is_cached)
     T, h, d, num_old = len(rows), 6, 8, 4 * is_cached
     query, key, value = (torch.randn(1, heads, T, d, dtype=torch.float64) for heads in (h, num_kv_heads, num_kv_heads))
     segments = layout.spread(torch.tensor([0, 0, 1, 2, 2, 0, 1, 0, 1, 1, 1]), fill=-1)
@@ -179,7 +168,7 @@ def test_attention_of_flat_rows_matches_a_loop(num_kv_heads, is_cached):
     if is_cached:
         key, value = all_keys, all_values
     mask = visible(segments, all_segments)
-    found, _ = attention(None, query, key, value, mask, layout=layout, scaling=d**-0.5)
+    found, _ = packed_attention(None, query, key, value, mask, layout=layout, scaling=d**-0.5)
     assert found.shape == (1, T, h, d)
     for t in range(T):
         row, slot = divmod(int(layout.places[t]), layout.width)
@@ -198,10 +187,10 @@ def test_stock_generate_still_works_after_packing(tiny_llama):
     assert torch.equal(tiny_llama.generate(ids, max_new_tokens=5, do_sample=False), expected)
 
 
-def test_decoding_rows_predict_behind_the_cue():
+def test_decoding_rows_predict_after_the_cue():
     piece = Piece([9, 9], "", 0)
     rows = [Row(piece, [Prompt(0, "a", piece, [3, 4], []), Prompt(1, "b", piece, [3, 4, 8], [])])]
-    batch = collate(rows, PREFIX)
+    batch = collate(rows, INSTRUCTION)
     assert batch.input_ids.tolist() == [5, 6, 7, 9, 9, 3, 4, 3, 4, 8]
     assert batch.predicting.tolist() == [6, 9] and len(batch.targets) == 0
 
@@ -210,27 +199,39 @@ def test_decoding_rows_predict_behind_the_cue():
 def test_micro_batches_hold_every_question_once_within_the_bound(micro_tokens):
     for seed in range(20):
         prompts = random_prompts(seed, num_passages=6, max_questions=9)
-        batches = micro_batches(prompts, len(PREFIX), micro_tokens)
+        batches = micro_batches(prompts, len(INSTRUCTION), micro_tokens)
         found = [prompt for rows in batches for row in rows for prompt in row.prompts]
-        assert sorted(prompt.index for prompt in found) == list(range(len(prompts)))
+        assert sorted(prompt.example_index for prompt in found) == list(range(len(prompts)))
         for rows in batches:
             assert all(prompt.piece is row.piece for row in rows for prompt in row.prompts)
-            size = len(rows) * (len(PREFIX) + max(row.num_tokens() for row in rows))
+            size = len(rows) * (len(INSTRUCTION) + max(row.num_tokens() for row in rows))
             assert size <= micro_tokens or len(rows) == len(rows[0].prompts) == 1
     assert len(batches) == 1 or micro_tokens < 10_000
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_ranks_get_every_question_once_and_whole_passages(num_ranks):
+    prompts = random_prompts(7, num_passages=4)
+    shares = deal_rows(prompts, num_ranks, len(INSTRUCTION), micro_tokens=60)
+    found = [[prompt for rows in share for row in rows for prompt in row.prompts] for share in shares]
+    assert len(shares) == num_ranks
+    assert sorted(prompt.example_index for share in found for prompt in share) == list(range(len(prompts)))
+    pieces = [piece for share in found for piece in {prompt.piece for prompt in share}]
+    assert len(pieces) == len(set(pieces)) == 4
+    assert shares == [micro_batches(share, len(INSTRUCTION), 60) for share in found]
+
+
 def test_logits_are_computed_where_an_answer_token_is_predicted_only(tiny_llama):
     prompts = random_prompts(3)
-    (rows,) = micro_batches(prompts, len(PREFIX), 10_000)
+    (rows,) = micro_batches(prompts, len(INSTRUCTION), 10_000)
     shapes = []
     tiny_llama.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    AnswerLoss(tiny_llama)(collate(rows, PREFIX))
+    AnswerLoss(tiny_llama)(collate(rows, INSTRUCTION))
     assert shapes == [(sum(len(prompt.answer_ids) for prompt in prompts), 384)]
 
 
 @pytest.mark.parametrize("dtype, loss_dtype", [
     (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)])  # fmt: skip
 def test_loss_is_at_least_fp32(tiny_llama, dtype, loss_dtype):
-    (rows,) = micro_batches(random_prompts(3), len(PREFIX), 10_000)
-    assert AnswerLoss(tiny_llama.to(dtype))(collate(rows, PREFIX)).dtype == loss_dtype
+    (rows,) = micro_batches(random_prompts(3), len(INSTRUCTION), 10_000)
+    assert AnswerLoss(tiny_llama.to(dtype))(collate(rows, INSTRUCTION)).dtype == loss_dtype
