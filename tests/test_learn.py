@@ -17,7 +17,8 @@ SHOWN = {
     "2_spans": [r"  7\.5 +\d\d\.\d%  Ann Doull\n"],
     "3_attention": [r"1844 +\d\.\d% #+\n", r"\(all others\) +\d\d\.\d%"],
     "4_lora": [r"16 numbers are frozen, 8 are trained", r"unmerged: W is the identity again: True"],
-    "5_packing": [r"two rows: 13 tokens", r"one row: 9 tokens", r"largest difference: loss [0-9]e[-+]\d\d, gradient \de-0[6-9]"],
+    "5_packing": [r"two rows: 13 tokens", r"one row: 9 tokens",
+                  r"largest difference: loss \de[-+]\d\d, gradient \de-(0[6-9]|1\d)"],
     "6_exact_search": [r"the answer: 'The tower', probability 0\.36; 3 of 10 prefixes were run"],
 }
 

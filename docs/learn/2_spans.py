@@ -42,11 +42,11 @@ def main() -> None:
     bars("start", start[first:past], passage)
     bars("end", end[first:past], passage)
 
-    print(f"\nall pairs: score(start, end) = start score + end score; a dot is not legal (more than {LONGEST} tokens, or backwards)")
+    print(f"\nall pairs: start score + end score. A dot is not legal: backwards, or more than {LONGEST} tokens")
     print(" " * 10 + "".join(f"{token:>8}" for token in passage) + "   <- end")
     for s, token in enumerate(passage):
-        cells = [f"{start[first + s] + end[first + e]:8.1f}" if 0 <= e - s < LONGEST else "       ." for e in range(len(passage))]
-        print(f"{token:>10}" + "".join(cells))
+        cells = [f"{start[first + s] + end[first + e]:.1f}" if 0 <= e - s < LONGEST else "." for e in range(len(passage))]
+        print(f"{token:>10}" + "".join(f"{cell:>8}" for cell in cells))
 
     found = decode_question(start, end, windows, 0, data.passages[0], data.examples[0], num_best=4,
                             max_answer_length=LONGEST, use_null=False)

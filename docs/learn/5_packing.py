@@ -45,7 +45,7 @@ def main() -> None:
         loss.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in loss_of.parameters()])
         results.append((loss.detach(), gradient))
-        print(f"\n{name}: {len(batch.input_ids)} tokens, loss {loss.item():.12f}, gradient's norm {gradient.norm().item():.12f}")
+        print(f"\n{name}: {len(batch.input_ids)} tokens, loss {loss.item():.10f}, norm of the gradient {gradient.norm():.10f}")
     (loss_1, gradient_1), (loss_2, gradient_2) = results
     print(f"\nlargest difference: loss {abs(loss_1 - loss_2):.0e}, gradient {(gradient_1 - gradient_2).abs().max():.0e}"
           "\n(all in fp64, but transformers' RMSNorm rounds to fp32: that is the difference)")
