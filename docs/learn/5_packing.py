@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from qa.llama.attention import visible  # noqa: E402
 from qa.llama.encode import Piece, Prompt  # noqa: E402
-from qa.llama.packing import AnswerLoss, Row, collate  # noqa: E402
+from qa.llama.loss import AnswerLoss  # noqa: E402
+from qa.llama.packing import Row, collate  # noqa: E402
 
 PIECE = Piece(ids=[5, 6, 7, 8], text="a passage of four tokens", start_char=0)
 PROMPTS = [Prompt(0, "first", PIECE, question_ids=[20, 21], answer_ids=[30, 2]),  # 2 is the end token
