@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from qa.errors import UserError
-from qa.llama.adapter import base_fingerprint, is_same_base
+from qa.llama.base_fingerprint import base_fingerprint, is_same_base
 from qa.llama.gguf import gguf_values
 from qa.llama.lora import inject_lora, lora_layers, merge
 from qa.llama.model import export_merged, load_llama
