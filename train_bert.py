@@ -36,7 +36,7 @@ from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 from qa.training.precision import choose_precision
 from qa.training.product import Product
-from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
+from qa.training.run import find_run, fingerprint, finish_run, open_run
 from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
     options, typed = parse(BertOptions, __doc__, DEMO_BERT)
     runtime = distributed.start(options.deterministic)
-    options, recorded = find_run(options, runtime)
+    options = find_run(options, runtime)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
@@ -64,7 +64,7 @@ def main() -> None:
     distributed.reseed(options.seed, 0, 0)  # every rank draws the same new head
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
     config = model.config
-    precision = choose_precision(kept_precision(options, recorded), runtime, config.hidden_size, config.intermediate_size)
+    precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
     model.to(runtime.device, precision.parameter_dtype)
     forward = torch.compile(model, dynamic=True) if options.compile else model
     parameters = list(model.parameters())
@@ -77,7 +77,7 @@ def main() -> None:
     reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, windows.tokens))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, windows.tokens))
     state = TrainState()
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])

@@ -19,6 +19,7 @@ from dataclasses import asdict
 import torch
 
 from qa import weights
+from qa.cpu.dropout import replace_dropout
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
@@ -39,13 +40,12 @@ from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card
 from qa.training.checkpoint import save_checkpoint
-from qa.training.dropout import replace_dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 from qa.training.precision import base_dtype, choose_precision
 from qa.training.product import Product
-from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
+from qa.training.run import find_run, fingerprint, finish_run, open_run
 from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
     options, typed = parse(LlamaOptions, __doc__, DEMO_LLAMA)
     runtime = distributed.start(options.deterministic)
-    options, recorded = find_run(options, runtime)
+    options = find_run(options, runtime)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
@@ -61,9 +61,9 @@ def main() -> None:
     data = load_squad(options.train_data, "train")
     dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
-    asked = kept_precision(options, recorded)
-    model, tokenizer = load_llama(weights.locate(options.model), base_dtype(options.base_dtype, asked, runtime.device))
-    precision = choose_precision(asked, runtime, model.config.hidden_size, model.config.intermediate_size)
+    dtype = base_dtype(options.base_dtype, options.precision, runtime.device)
+    model, tokenizer = load_llama(weights.locate(options.model), dtype)
+    precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
                               choose_demonstrations(training, options.shots or 0, options.data_seed))
     max_length = context_length(model, options.max_length)
@@ -91,7 +91,7 @@ def main() -> None:
     reader.check(held_out, dev_data)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, all_tokens(prompts)))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)))
     state = TrainState()
     if checkpoint is not None:
         check_base(checkpoint.state["base"], base_print, options.model)

@@ -64,7 +64,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
         is_v2: the questions to come may have no answer: a prompt that is typed then asks for a refusal.
     """
     path = weights.locate(options.ckpt, "--ckpt")
-    family = weights.script_family(path)
+    family = weights.reader_family(path)
     settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
                                 read_settings(path))
     adapter = read_adapter(path) if weights.family(path) == "adapter" else None
