@@ -24,7 +24,8 @@ from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
-from qa.llama.adapter import base_fingerprint, check_base, read_tensors, save_adapter
+from qa.llama.adapter import read_tensors, save_adapter
+from qa.llama.base_fingerprint import base_fingerprint, check_base
 from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.encode import all_tokens, encode_passages, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict

@@ -87,7 +87,7 @@ def expect_family(path: Path, expected: str) -> None:
 
 
 def load_tokenizer(path: Path):
-    """A fast tokenizer that neither cuts nor pads by itself (MiniLM's tokenizer.json asks for 128 tokens of both).
+    """A fast tokenizer that neither truncates nor pads (MiniLM's tokenizer.json would do both, to 128 tokens).
 
     path: a folder, or a .gguf file.
     """
@@ -96,11 +96,10 @@ def load_tokenizer(path: Path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:  # the Rust library raises bare Exceptions
         raise UserError(f"{path}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file transformers makes an empty one
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file, transformers makes an empty one
         raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
-        raise UserError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer "
-                        "(tokenizer.json) is needed")
+        raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -118,8 +117,8 @@ def tokenizer_warnings(tokenizer) -> list[str]:
     lost = [word for word in words if backend.normalizer.normalize_str(word).strip() != word]  # strip: Chinese gets spaces
     if len(lost) <= UNUSUAL_SHARE * len(words):
         return []
-    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in the vocabulary ({len(lost):,} of {len(words):,}, "
-            f"e.g. {lost[0]!r}) have capitals or accents, which the tokenizer removes, so it never produces them; "
+    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in the vocabulary ({len(lost):,} of "
+            f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which the tokenizer removes, so it never produces them; "
             'copy the tokenizer files of the base model there, or put {"do_lower_case": false} into tokenizer_config.json']
 
 

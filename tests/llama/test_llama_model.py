@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from qa.errors import UserError
-from qa.llama.adapter import base_fingerprint, is_same_base
+from qa.llama.base_fingerprint import base_fingerprint, is_same_base
 from qa.llama.gguf import gguf_values
 from qa.llama.lora import inject_lora, lora_layers, merge
 from qa.llama.model import export_merged, load_llama
@@ -158,7 +158,7 @@ def test_a_folder_that_is_no_model_is_refused(tiny_llama, byte_level_tokenizer, 
 def test_a_tokenizer_without_offsets_is_refused(tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
-    with pytest.raises(UserError, match="ByT5Tokenizer gives no character offsets"):
+    with pytest.raises(UserError, match="ByT5Tokenizer gives no offsets"):
         load_llama(tmp_path)
 
 
