@@ -21,16 +21,19 @@ from dataclasses import asdict
 import torch
 
 from qa import weights
+from qa.cpu.dropout import replace_dropout
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
 from qa.llama.adapter import base_fingerprint, check_base, read_tensors, save_adapter
+from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.encode import all_tokens, encode_passages, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
+from qa.llama.loss import AnswerLoss
 from qa.llama.model import context_length, load_llama
-from qa.llama.packing import AnswerLoss, collate, deal_rows
-from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.packing import collate, deal_rows
+from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.llama.targets import LoraSpec, targets_from_flag
 from qa.options import DEMO_LLAMA, LlamaOptions, parse
@@ -38,7 +41,6 @@ from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card
 from qa.training.checkpoint import save_checkpoint
-from qa.training.dropout import replace_dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate

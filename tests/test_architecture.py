@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A room: a folder of qa/, or a file that is directly in it. Each imports from the rooms named, which are all above it here.
 BELOW = {
     "qa.errors": set(),
+    "qa.cpu": set(),
     "qa.files": {"qa.errors"},
     "qa.options": {"qa.errors"},
     "qa.weights": {"qa.errors"},
@@ -23,8 +24,9 @@ BELOW = {
     "qa.settings": {"qa.data", "qa.errors"},
     "qa.prediction": {"qa.data"},
     "qa.evaluation": {"qa.data", "qa.errors", "qa.files", "qa.prediction"},
-    "qa.training": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.prediction", "qa.settings"},
-    "qa.bert": {"qa.data", "qa.errors", "qa.files", "qa.prediction", "qa.settings", "qa.training", "qa.weights"},
+    "qa.training": {"qa.cpu", "qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.prediction",
+                    "qa.settings"},
+    "qa.bert": {"qa.cpu", "qa.data", "qa.errors", "qa.prediction", "qa.settings", "qa.training", "qa.weights"},
     "qa.llama": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.prediction", "qa.settings", "qa.training",
                  "qa.weights"},
     "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.llama", "qa.options", "qa.settings", "qa.training", "qa.weights"},

@@ -105,9 +105,13 @@ def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, so
     for name, base in targets.items():
         layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
         layer.train(base.training)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        replace_layer(model, name, layer)
     return list(targets)
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

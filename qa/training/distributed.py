@@ -8,14 +8,14 @@ a step; a rank that had no micro-batch adds zeros. Used by both train scripts, b
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from qa.cpu.malloc import keep_freed_memory
 
 BUCKET_BYTES = 64 * 2**20  # a flat buffer of this size is as fast as a larger one, and costs less memory
 
@@ -46,7 +46,7 @@ def start(deterministic: bool = False) -> Runtime:
         # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them. Our lengths change from batch
         # to batch, so that would be gigabytes. oneDNN reads this variable at its first product.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-        _keep_freed_memory()
+        keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -120,20 +120,6 @@ def gather_objects(value: object, runtime: Runtime) -> list:
 def barrier(runtime: Runtime) -> None:
     if runtime.num_ranks > 1:
         dist.barrier()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc's malloc reuse freed blocks of up to 32 MB instead of returning them to the kernel.
-
-    A training step allocates the same large tensors again and again; by default each comes fresh from mmap, and the kernel
-    fills it with zeros page by page. This made a BERT step about a fifth faster (benchmarks/bert_training.py).
-    Elsewhere than on glibc nothing happens.
-    """
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, num_bytes in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(parameter, num_bytes)
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from qa.cpu.dropout import replace_dropout
 from qa.errors import UserError
 from qa.llama.lora import (
     LoRALinear,
@@ -23,7 +24,6 @@ from qa.llama.lora import (
     unmerge,
 )
 from qa.llama.targets import LoraSpec, targets_from_flag
-from qa.training.dropout import replace_dropout
 
 IDS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(3))
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
