@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qa.errors import UserError
-from qa.evaluation.scoring import final_answers
+from qa.evaluation.scoring import final_answers, no_answer_scores
 from qa.files import check_out, write_json
 from qa.prediction import Prediction
 
@@ -79,8 +79,7 @@ def result_files(predictions: list[Prediction], na_threshold: float | None) -> d
     return {
         "predictions.json": final_answers(predictions, na_threshold),
         "nbest.json": {prediction.id: _nbest(prediction) for prediction in predictions},
-        "null_odds.json": {prediction.id: prediction.no_answer_score for prediction in predictions
-                           if prediction.no_answer_score is not None},
+        "null_odds.json": no_answer_scores(predictions),
         "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
                            for prediction in predictions if prediction.raw_text is not None},
     }

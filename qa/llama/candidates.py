@@ -35,8 +35,9 @@ from collections.abc import Sequence
 
 from qa.data.squad import Example
 from qa.llama.encode import Prompt
-from qa.llama.prompt import PromptTemplate, one_line
+from qa.llama.prompt import PromptTemplate
 from qa.llama.units import PARTS, WORDS, Units, cut
+from qa.llama.wording import one_line
 
 ROOT = 0
 LONG_CHUNK = 64  # units: of a longer one not all strings are encoded
@@ -241,7 +242,7 @@ def reachability(template: PromptTemplate, examples: Sequence[Example], prompts:
     """
     texts: dict[int, list[str]] = {}
     for prompt in prompts:
-        texts.setdefault(prompt.index, []).append(prompt.piece.text)
+        texts.setdefault(prompt.example_index, []).append(prompt.piece.text)
     answered = [index for index in texts if examples[index].answers]
 
     @functools.cache

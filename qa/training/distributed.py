@@ -1,9 +1,9 @@
 """Several processes as one: devices, seeds, and sums over ranks.
 
-Under `torchrun --nproc_per_node=4` each process is one rank with one device; without it there is one rank and nothing
-here communicates. Every rank holds the whole model. The gradients of a step are summed once, after the last micro-batch, in
-flat buffers: because the loss is divided by the global count beforehand, the sum is the gradient of the global batch, and a
-rank that had nothing to do adds zeros. Used by both train scripts, both readers and evaluate.py.
+`torchrun --nproc_per_node=4` starts 4 processes: the ranks 0 to 3, each with one device and a copy of the whole model.
+Without torchrun there is one rank, and nothing here communicates. The loss of every micro-batch is divided by the size of
+the global batch, so the sum of all ranks' gradients is the gradient of the global batch's mean loss. They are summed once
+a step; a rank that had no micro-batch adds zeros. Used by both train scripts, both readers and evaluate.py.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def start(deterministic: bool = False) -> Runtime:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for every shape, and most micro-batches bring a new one
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention makes a plan for each new shape: most micro-batches
     else:
-        # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them; with lengths that change from
-        # batch to batch that is gigabytes. It reads this at its first product.
+        # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them. Our lengths change from batch
+        # to batch, so that would be gigabytes. oneDNN reads this variable at its first product.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         keep_freed_memory()
     if deterministic:
@@ -60,7 +60,7 @@ def start(deterministic: bool = False) -> Runtime:
 
 
 def default_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
-    """Resolve `--micro-tokens`; where none is given: on a CPU what its caches like, on a GPU what a small one holds."""
+    """`--micro-tokens`, or the default: what suits a CPU's caches, or what fits a small GPU's memory."""
     return micro_tokens or (32768 if device.type == "cuda" else 4096)
 
 
@@ -70,9 +70,9 @@ def finish(runtime: Runtime) -> None:
 
 
 def reseed(seed: int, step: int, rank: int) -> None:
-    """Set torch's generators to a function of (seed, step, rank), so that no generator state needs saving.
+    """Seed torch's generators by a function of (seed, step, rank), so that no generator state needs saving.
 
-    The three are mixed by splitmix64-like steps, as neighbouring seeds of a Mersenne twister give alike streams.
+    The three are mixed as in splitmix64, because neighbouring seeds of a Mersenne twister give similar random numbers.
     """
     mixed = 0
     for number in (seed, step, rank):
@@ -84,14 +84,18 @@ def reseed(seed: int, step: int, rank: int) -> None:
 
 
 def sum_over_ranks(tensor: Tensor, runtime: Runtime) -> Tensor:
-    """The elementwise sum, on every rank; in place where there is more than one."""
+    """The elementwise sum of all ranks' tensors, in place, on every rank."""
     if runtime.num_ranks > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
-    """Sum the gradients over all ranks, in place. A missing gradient counts, and becomes, zero."""
+    """Sum the gradients over all ranks, in place. A missing gradient becomes zero.
+
+    What happens is `for parameter in parameters: dist.all_reduce(parameter.grad)`. Fewer, larger sums are faster, so
+    neighbouring gradients are copied into a flat buffer, summed there, and copied back.
+    """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -105,7 +109,7 @@ def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
 
 
 def gather_objects(value: object, runtime: Runtime) -> list:
-    """Every rank's value, in the ranks' order, on every rank."""
+    """A list of every rank's value, in the order of the ranks, on every rank."""
     if runtime.num_ranks == 1:
         return [value]
     values: list = [None] * runtime.num_ranks
@@ -119,7 +123,7 @@ def barrier(runtime: Runtime) -> None:
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """Neighbouring gradients, up to BUCKET_BYTES together; one larger than that stands alone."""
+    """Groups of neighbouring gradients with at most BUCKET_BYTES in all; a larger gradient is a group of its own."""
     buckets: list[list[Tensor]] = []
     size = BUCKET_BYTES
     for gradient in gradients:

@@ -2,22 +2,23 @@
 
     fp32   no autocast
     bf16   autocast to bfloat16: the range of fp32, so no scaling
-    fp16   autocast to half, and a GradScaler: small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740)
+    fp16   autocast to half, and a GradScaler: it multiplies the loss by a large number, so that small gradients do not
+           become 0 in fp16, and divides the gradients by it again (Micikevicius et al. 2018, arXiv:1710.03740)
     fp64   the whole model in double, for tests of exactness
 
-`--precision auto` takes what a GPU computes natively, never what it emulates. On a CPU it takes bf16 only where a product of
-the model's shape is at least MIN_SPEEDUP times as fast as in fp32. That is measured, because the CPU's list of instructions
-does not tell: with avx512_bf16, AMD's Zen 4 multiplies about 2.3 times as fast in bf16, an Intel without AMX 0.6 times.
+`--precision auto` takes bf16 on a GPU that computes it natively, else fp16. On a CPU it measures a matrix product of the
+model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. The CPU's list of instructions does not
+tell: both have avx512_bf16, but bf16 was 2.3 times as fast on AMD's Zen 4, and 0.6 times on an Intel without AMX.
 
-Trainable parameters are fp32 in all but fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32` by
-losses and decoders.
+Trainable parameters are fp32, except in fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32`
+by losses and decoders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +28,7 @@ from qa.errors import UserError
 from qa.training.distributed import Runtime, gather_objects
 
 AUTOCAST_DTYPES = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_SPEEDUP = 1.3  # below it bf16's rounding buys too little
+MIN_SPEEDUP = 1.3  # less is not worth bf16's rounding
 
 
 @dataclass(frozen=True)
@@ -48,38 +49,38 @@ class Precision:
         return torch.amp.autocast(self.device_type, dtype=dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Scales in fp16; in every other precision all its methods pass through."""
+        """A scaler that scales in fp16; in every other precision its methods change nothing."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
 def time_products(num_tokens: int, hidden_size: int, intermediate_size: int) -> tuple[float, float]:
     """Seconds of a product of a feed-forward layer, [tokens, hidden] x [hidden, intermediate], in fp32 and in bf16.
 
-    On one core, because waiting for other threads is noise. The best of five tries, both types in turn; of fewer if a try
-    takes long, as in a bf16 that is emulated.
+    The best of five tries on one core, because waiting for other threads is noise. Fewer tries if they take long, as
+    emulated bf16 does.
     """
     operands = [(torch.ones(num_tokens, hidden_size, dtype=dtype), torch.ones(intermediate_size, hidden_size, dtype=dtype))
                 for dtype in (torch.float32, torch.bfloat16)]
-    best, begin, num_threads = [math.inf, math.inf], time.perf_counter(), torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        for _ in range(5):
-            for index, (tokens, weight) in enumerate(operands):
-                since = time.perf_counter()
-                nn.functional.linear(tokens, weight)
-                best[index] = min(best[index], time.perf_counter() - since)
-            if time.perf_counter() - begin > 0.1:
-                break
-    finally:
-        torch.set_num_threads(num_threads)
-    return best[0], best[1]
+    tries = []  # (seconds in fp32, seconds in bf16)
+    while len(tries) < 5 and sum(map(sum, tries)) < 0.1:
+        tries.append([_seconds(nn.functional.linear, *pair) for pair in operands])
+    torch.set_num_threads(num_threads)
+    return min(fp32 for fp32, _ in tries), min(bf16 for _, bf16 in tries)
+
+
+def _seconds(function: Callable, *arguments: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - begin
 
 
 def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate_size: int) -> Precision:
     """Resolve `--precision`; every rank gets the choice of rank 0.
 
     Args:
-        hidden_size, intermediate_size: of the model, as in its config: the shape of the product that `auto` tries on a CPU.
+        hidden_size, intermediate_size: from the model's config: the shape of the product that `auto` measures on a CPU.
     """
     if name != "auto":
         if name not in AUTOCAST_DTYPES:
@@ -88,7 +89,7 @@ def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate
     if runtime.device.type == "cuda":
         name = _native_half()
         return Precision(name, "cuda", f"{name}: this GPU {'computes' if name == 'bf16' else 'only emulates'} bf16")
-    # All ranks try at the same time, as they will compute; their results may differ.
+    # All ranks measure at the same time, because they will also train at the same time; their results may differ.
     num_tokens, speedup = gather_objects(_bf16_speedup(hidden_size, intermediate_size), runtime)[0]
     name = "bf16" if speedup >= MIN_SPEEDUP else "fp32"
     return Precision(name, "cpu", f"{name}: a product [{num_tokens}, {hidden_size}] x [{hidden_size}, {intermediate_size}] is "
@@ -99,7 +100,7 @@ def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
     """Resolve `--base-dtype`, the type in which LLaMA's frozen weights are held.
 
     Args:
-        precision: `--precision`, which may still be "auto": the model's shape is not known before its weights are loaded.
+        precision: `--precision`, perhaps still "auto": `choose_precision` needs the model's shape, so the model comes first.
     """
     if precision == "fp64":
         return torch.float64
@@ -110,24 +111,23 @@ def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision raised to fp32; fp64 stays. Losses and decoding compute in this."""
+    """fp16 and bf16 become fp32; fp64 stays fp64. Losses and decoding compute in this type."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _native_half() -> str:
-    """The half-precision type of this GPU; is_bf16_supported() alone is true by emulation on older ones."""
+    """bf16 if this GPU computes it, else fp16. Plain is_bf16_supported() is true on older GPUs too: they emulate it."""
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _bf16_speedup(hidden_size: int, intermediate_size: int) -> tuple[int, float]:
-    """How many times as fast this CPU multiplies in bf16 as in fp32; returns the product's number of tokens, and that.
+    """How many times as fast this CPU multiplies in bf16 as in fp32, after the number of tokens that showed it.
 
-    Tokens are doubled until the slower type takes some milliseconds, well above the noise of a clock. With fewer than 64 the
-    products would wait for the weights to come from memory.
+    Begins at 64 tokens (fewer would measure how fast the weights come from memory) and doubles them until the slower type
+    takes 4 ms: much longer than a clock is wrong.
     """
-    num_tokens = 64
-    while True:
+    for num_tokens in (64, 128, 256, 512, 1024, 2048, 4096):
         fp32, bf16 = time_products(num_tokens, hidden_size, intermediate_size)
-        if max(fp32, bf16) > 0.004 or num_tokens == 4096:
-            return num_tokens, fp32 / bf16
-        num_tokens *= 2
+        if max(fp32, bf16) > 0.004:
+            break
+    return num_tokens, fp32 / bf16
