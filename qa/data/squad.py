@@ -9,7 +9,7 @@ arXiv:1806.03822) from a file, the hub's flat rows (`squad`, `squad_v2`), or the
 Offsets count Unicode code points, so a context is never stripped or normalised. Equal passages of one article become one
 `Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary` and never
 hidden: such a question is left out of training, yet still predicted and scored, as the official rules want.
-Used by: windows.py and prompt.py (features), splits.py (parts of the data), metrics.py (gold answers).
+Used by: windows.py and encode.py (features), splits.py (parts of the data), metrics.py (gold answers).
 """
 
 from __future__ import annotations
