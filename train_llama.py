@@ -6,8 +6,10 @@
     python train_llama.py --train-data train-v1.1.json --dev-data dev-v1.1.json --out runs/lora
     python train_llama.py ... --resume                                           # go on after Ctrl-C, SIGTERM or a crash
 
-Reads SQuAD, puts each question as a prompt after its passage, trains LoRA on the answers' tokens alone, and leaves in
-runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. The same sections in the same order as train_bert.py.
+Reads SQuAD, writes each question as a prompt after its passage, trains LoRA on the answers' tokens alone, and leaves in
+runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. train_bert.py has the same sections in the same order.
+
+T tokens of a micro-batch, all rows in one sequence   N answer tokens of a micro-batch
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from dataclasses import asdict
 import torch
 
 from qa import weights
+from qa.cpu.dropout import replace_dropout
 from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
-from qa.llama.adapter import base_fingerprint, check_base, read_tensors, save_adapter
+from qa.llama.adapter import read_tensors, save_adapter
+from qa.llama.base_fingerprint import base_fingerprint, check_base
+from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.encode import all_tokens, encode_passages, passages_and_lengths
 from qa.llama.lora import describe_trainable, inject_lora, load_lora_state_dict, lora_state_dict
+from qa.llama.loss import AnswerLoss
 from qa.llama.model import context_length, load_llama
-from qa.llama.packing import AnswerLoss, collate, deal_rows
-from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.packing import collate, deal_rows
+from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.llama.targets import LoraSpec, targets_from_flag
 from qa.options import DEMO_LLAMA, LlamaOptions, parse
@@ -36,13 +42,12 @@ from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card
 from qa.training.checkpoint import save_checkpoint
-from qa.training.dropout import replace_dropout
 from qa.training.evaluator import Evaluator
 from qa.training.log import RunLog
 from qa.training.optim import advice, learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 from qa.training.precision import base_dtype, choose_precision
 from qa.training.product import Product
-from qa.training.run import find_run, fingerprint, finish_run, kept_precision, open_run
+from qa.training.run import find_run, fingerprint, finish_run, open_run
 from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
@@ -50,7 +55,7 @@ def main() -> None:
     # ---- options and runtime ------------------------------------------------------------------------------------
     options, typed = parse(LlamaOptions, __doc__, DEMO_LLAMA)
     runtime = distributed.start(options.deterministic)
-    options, recorded = find_run(options, runtime)
+    options = find_run(options, runtime)
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
@@ -58,9 +63,9 @@ def main() -> None:
     data = load_squad(options.train_data, "train")
     dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
-    asked = kept_precision(options, recorded)
-    model, tokenizer = load_llama(weights.locate(options.model), base_dtype(options.base_dtype, asked, runtime.device))
-    precision = choose_precision(asked, runtime, model.config.hidden_size, model.config.intermediate_size)
+    dtype = base_dtype(options.base_dtype, options.precision, runtime.device)
+    model, tokenizer = load_llama(weights.locate(options.model), dtype)
+    precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
                               choose_demonstrations(training, options.shots or 0, options.data_seed))
     max_length = context_length(model, options.max_length)
@@ -71,12 +76,12 @@ def main() -> None:
     # ---- LoRA, optimizer and reader -----------------------------------------------------------------------------
     base_print = base_fingerprint(model)
     spec = LoraSpec(targets_from_flag(options.target), options.rank, options.alpha, options.lora_dropout, options.rslora)
-    distributed.reseed(options.seed, 0, 0)  # every rank draws the same A
+    distributed.reseed(options.seed, 0, 0)  # so that every rank draws the same A
     inject_lora(model, spec)
     replace_dropout(model)  # by one that is fast on a CPU
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # the embeddings are frozen: no input needs a gradient
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # reentrant needs an input with a gradient
     forward = torch.compile(AnswerLoss(model), dynamic=True) if options.compile else AnswerLoss(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
@@ -88,7 +93,7 @@ def main() -> None:
     reader.check(held_out, dev_data)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, recorded, runtime, precision, fingerprint(training, all_tokens(prompts)))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)))
     state = TrainState()
     if checkpoint is not None:
         check_base(checkpoint.state["base"], base_print, options.model)
@@ -105,20 +110,14 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "questions", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
-        f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} questions; held out: {num_held_out:,} questions")
     evaluator.begin(reader.with_each_prompt(), epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
-    def save() -> None:
-        if runtime.is_main:
-            tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
-            others = {"progress": asdict(state), "scaler": scaler.state_dict(), "base": base_print}
-            save_checkpoint(folder, state.step, tensors, others, options.keep)
-        distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
-
     stop, first_step = StopSignal(options.stop_after), state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -131,31 +130,31 @@ def main() -> None:
         # ---- a training step: forward and backward --------------------------------------------------------------
         shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        for rows in shares[runtime.rank]:
-            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)
+        for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
+            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py
             with precision.autocast():
-                loss = forward(micro_batch) / num_answer_tokens  # its share of the global mean
-            scaler.scale(loss).backward()
+                loss = forward(micro_batch) / num_answer_tokens  # a sum over N / all of `batch`; see qa/llama/loss.py
+            scaler.scale(loss).backward()  # adds to LoRA's .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
-        # ---- sum over ranks -------------------------------------------------------------------------------------
-        distributed.sum_gradients(parameters, runtime)
-        scaler.unscale_(optimizer)
+        # ---- sum over ranks, clipping ---------------------------------------------------------------------------
+        distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
+        scaler.unscale_(optimizer)  # divides it by fp16's factor
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
-        mean_loss, stop_requested = agree(loss_sum, stop, runtime)
+        mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
             raise stopped_before(step + 1, reason, [prompt.id for prompt in batch], folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
-        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))
+        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py
         scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
+        scaler.step(optimizer)  # AdamW's update; none if a gradient overflowed in fp16
+        scaler.update()  # after such an overflow: halves the factor
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
 
-        state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
+        state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
         log.step(state.step, mean_loss, len(batch), num_answer_tokens, options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
 
@@ -163,7 +162,9 @@ def main() -> None:
         epoch_ends = (step + 1) % steps_per_epoch == 0
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
-                save()
+                tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
+                others = {"progress": asdict(state), "scaler": scaler.state_dict(), "base": base_print}
+                save_checkpoint(folder, state.step, tensors, others, options.keep, runtime)
             if stop_requested and step + 1 < total_steps:
                 log.close()
                 raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")

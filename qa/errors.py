@@ -1,11 +1,11 @@
-"""The user's mistakes, told apart from ours, and what a script's end looks like.
+"""The user's mistakes, told apart from ours, and the exit status of a script.
 
-Whoever owns a value (a flag, a file, a folder) checks it once and raises `UserError` with one line that names it,
-says what was found, what was expected, and what to do. `exit_status` wraps the three scripts' `main`.
+Whoever owns a value (a flag, a file, a folder) checks it once. If it is wrong, they raise `UserError` with one line: what was
+found, where, what was expected, and what to do. The three scripts end with `sys.exit(exit_status(main))`:
 
     0   done
     2   the input is wrong: one line, no traceback
-    1   anything else: stopped before the end (the last checkpoint is whole), out of GPU memory, a bug (with its traceback)
+    1   anything else: stopped early (the last checkpoint is whole), out of GPU memory, a bug (with its traceback)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 class UserError(ValueError):
-    """The input is wrong, and the message, one line, is all that the user needs to put it right."""
+    """The input is wrong. The message is one line that says how to put it right."""
 
 
 def not_finite(question_id: str) -> UserError:
@@ -27,12 +27,12 @@ def not_finite(question_id: str) -> UserError:
 
 
 class Stopped(Exception):
-    """The run ends early: on request, after a checkpoint was written, or because a loss was not finite."""
+    """The run ends early: on request, after it wrote a checkpoint, or because a loss was not finite."""
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Run a script's `main` and turn its outcome into the exit status. Under torchrun rank 0 alone prints the line."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text; printing it must not end a run
+    """Run a script's `main` and return its exit status. Under torchrun only rank 0 prints the line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may not be text; printing it must not end a run
     try:
         main()
         return 0
@@ -42,10 +42,9 @@ def exit_status(main: Callable[[], None]) -> int:
     except Stopped as stopped:
         _say(str(stopped))
     except KeyboardInterrupt:
-        _say("interrupted; what was written before is whole")
+        _say("interrupted; what was written before that is whole")
     except torch.cuda.OutOfMemoryError as error:
-        _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower "
-             "--micro-tokens, which changes a gradient by rounding only")
+        _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower --micro-tokens, which changes only rounding")
     return 1
 
 

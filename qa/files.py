@@ -1,12 +1,13 @@
 """Files and folders on disk: written whole or not at all, and verified.
 
-    write_json, write_bytes    a reader, or a crash, finds the old file or the new one, and nothing between
-    seal, damages              manifest.json in a folder: the size and SHA-256 of each file, and its own SHA-256
+    read_json                  a file of the user's; what is wrong with it is a UserError
+    write_json, write_bytes    whoever reads the file, even after a crash, finds the old content or the new, never a mixture
+    seal, damages              manifest.json in a folder: the size and the SHA-256 of each file, and its own SHA-256
     replace_folder             a whole folder in the place of an earlier one
 
-rename(2) is atomic for readers, but says nothing about when bytes and names reach the disk: so each file is synced before
-its rename, and the folder after it (fsync(2); Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
-Used by everyone who writes: checkpoints and products (training/), results (evaluation/).
+os.replace is atomic for readers, but does not say when bytes and names reach the disk. So each file is synced before it is
+renamed, and its folder after that (Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
+Used by: training/ (checkpoints, the model), evaluation/results.py, llama/adapter.py.
 """
 
 from __future__ import annotations
@@ -24,30 +25,39 @@ MANIFEST = "manifest.json"
 
 
 def check_out(folder: Path | str) -> None:
-    """Whether files can be written to --out: asked before anything is computed."""
+    """Refuse an --out that files cannot be written to, before anything is computed."""
     existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         kind = "may not be written" if existing.is_dir() else "is a file"
         raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`.
+def read_json(path: Path | str, expected: str, **options: Any) -> Any:
+    """The JSON of a file that the user named. `expected` says what it should hold; `options` are those of json.loads."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty; expected {expected}")
+    try:
+        return json.loads(content, **options)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); expected {expected}") from None
 
-    Raises:
-        ValueError: NaN or infinity, which JSON does not have; the old file stays.
-    """
+
+def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    # A lone surrogate (half of a "\ud83d\ude00" pair) has no UTF-8; backslashreplace gives its JSON escape.
+    """JSON in UTF-8. NaN and infinity, which JSON does not have, are a ValueError."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    return text.encode("utf-8", errors="backslashreplace")
+    return text.encode("utf-8", errors="backslashreplace")  # half a surrogate pair has no UTF-8: it becomes its JSON escape
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # os.replace works inside one file system
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: os.replace works within one file system
     try:
         temporary.write_bytes(content)
         sync(temporary)
@@ -67,38 +77,31 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits, read as a stream."""
+    """64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- folders -----------------------------------------------------------------------------------------------
-
-
 def make_readable(folder: Path) -> None:
-    """Give weights the mode of other files: safetensors writes them for the owner only."""
+    """Let others read the weights, as they may read other files: safetensors writes them for the owner only."""
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
 
 
 def seal(folder: Path, step: int, **more: str) -> bytes:
-    """Write the manifest of all files in `folder`, and wait until they are on the disk. Returns the manifest's bytes.
-
-    more: what else is to be in it.
-    """
+    """Write the manifest of all files in `folder`, with `more` in it, and wait until all is on the disk. Returns its bytes."""
     make_readable(folder)
-    # Reading the files again is cheap now: their bytes are still in the page cache.
-    names = sorted(path for path in folder.iterdir() if path.is_file())
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in names}
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
     manifest = _signed({"step": step, **more, "files": files})
     (folder / MANIFEST).write_bytes(manifest)
-    for path in [*names, folder / MANIFEST, folder]:
+    for path in [*paths, folder / MANIFEST, folder]:
         sync(path)
     return manifest
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest, or None unless it is to the byte what `seal` makes of its content."""
+    """The manifest; None if it is missing, or differs in any byte from what `seal` writes."""
     try:
         raw = (folder / MANIFEST).read_bytes()
         manifest = json.loads(raw)
@@ -109,7 +112,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def damages(folder: Path) -> list[str]:
-    """One line per damaged, missing or foreign file of a sealed folder; none if it is just as it was sealed."""
+    """One line for each damaged, missing or foreign file of a sealed folder."""
     manifest = read_manifest(folder)
     if manifest is None:
         return [f"{folder / MANIFEST}: missing or damaged"]
@@ -124,13 +127,13 @@ def damages(folder: Path) -> list[str]:
                 found.append(f"{path}: has {num_bytes} bytes, expected {expected[name]['bytes']}")
             elif file_sha256(path) != expected[name]["sha256"]:
                 found.append(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}")
-        except OSError as error:  # missing, not readable, or a failing disk
+        except OSError as error:  # missing, not readable, or the disk fails
             found.append(f"{path}: cannot be read ({error.strerror})")
     return found
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. A folder cannot be renamed onto another, so the old one steps aside first."""
+    """Rename `new` to `folder`. A folder cannot be renamed onto another one, so the old one is renamed first."""
     aside = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         folder.rename(aside)
@@ -140,7 +143,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def finish_replacing(folder: Path) -> None:
-    """Put the old folder back if `replace_folder` was killed between its two renames; delete it if after them."""
+    """If `replace_folder` was killed between its two renames, put the old folder back; if after them, delete it."""
     aside = folder.with_name(f".{folder.name}.old")
     if aside.exists() and folder.exists():
         shutil.rmtree(aside)

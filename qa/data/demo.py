@@ -1,6 +1,6 @@
-"""The built-in data: a generated encyclopedia of an invented world in SQuAD form, for machines without a hub.
+"""The built-in data: a generated encyclopedia of an invented world, in SQuAD form, for machines that cannot reach the hub.
 
-A passage tells of two subjects of one kind, here two bridges, in three sentences:
+A passage is about two subjects of one kind, here two bridges. After an opening sentence, three sentences give facts:
 
     The Dalton Bridge and the Clayton Bridge are two of the great bridges of Wilvia. The Clayton Bridge was damaged on
     28 June 1675, while the Dalton Bridge lost a pillar in a storm on 4 October 1750. The Dalton Bridge cost Leslie
@@ -8,65 +8,56 @@ A passage tells of two subjects of one kind, here two bridges, in three sentence
 
     On what date did a storm damage the Dalton Bridge?      4 October 1750
 
-The facts of a sentence have values of one type. One sentence has the same fact of both subjects (the damage), one has
-two facts of each (builder and architect), one has a fact of each. So every question has two or four candidates of the
-right type, in the sentence that is most like the question: a model that does not see the question can only guess.
+The facts of a sentence have values of one type. One sentence gives the same fact of both subjects (the damage), one gives
+two facts of each (builder and architect), and one gives a different fact of each. So every question has two or four
+candidates of the right type in one sentence. A model that does not see the question can only guess.
 
-The held-out split has other names and other phrasings than the training split: what can be learned is how to
-read, not what is true. v2.0 adds unanswerable questions to those of v1.1: about a fact that is not told,
-or about a subject that the passage does not know. What passages and questions say is in demo_facts.py.
-Used by: squad.py, for the data sets named `demo` and `demo_v2`.
+The held-out split has other names and other phrasings than the training split: a model can learn how to read, but no
+answers. v2.0 adds unanswerable questions to those of v1.1: they ask for a fact that the passage does not give, or about
+a subject that it does not know.
+
+Input: demo_facts.toml, which holds all names and phrasings. Used by: squad.py, for the data sets `demo` and `demo_v2`.
 """
 
 from __future__ import annotations
 
 import random
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-
-from qa.data.demo_facts import KINDS, Fact, Kind
+from pathlib import Path
 
 ARTICLES_PER_KIND = {"train": 20, "held_out": 3}
 PASSAGES_PER_ARTICLE = 4
 ANSWERABLE_PER_PASSAGE = 5
 UNANSWERABLE_PER_PASSAGE = (2, 3)  # one or the other, so that a third of the v2.0 questions have no answer
-
-# The splits share no names and no goods. The names are ordinary: tokenizers do not cut them to pieces.
-NAMES = {
-    "train": {
-        "first": "Robin Morgan Taylor Casey Alex Kim Jamie Terry Kelly Leslie Tracy Shannon Dana Drew Jesse "
-                 "Kerry Marion Quinn Riley Sidney Avery Blake Devon Glenn Hayden Sandy Charlie Noel Jules "
-                 "Rory",
-        "last": "Fletcher Dawson Hobbs Barnes Holloway Mercer Vaughn Wilde Abbott Bishop Donovan Foster "
-                "Gallagher Hopkins Jennings Keller Larson Norris Osborne Patton Ramsey Sawyer Tucker Vance "
-                "Yates Becker Carver Fischer Gibbs Jarvis Kramer Nolan Palmer Reeves Tanner Voss Weaver "
-                "Drake Ellis Garner Lambert Maddox Pierce Rhodes Talbot Crane Frost Klein Novak Stokes",
-        "place": "Ashford Bedford Bolton Burton Camden Carlisle Clayton Clifton Dalton Denton Dover Easton "
-                 "Exeter Fairfield Grafton Hampton Hartford Houghton Kingston Langley Mansfield Milton "
-                 "Morton Newport Norton Oldham Preston Shelton Stafford Stanton Stratford Sutton Taunton "
-                 "Trenton Wakefield Walton Warrington Weston Windsor Woodstock",
-        "land": "Al Bel Cal Cor Dor El Fen Gal Har Jor Kal Lor Mar Nal Or Per Sar Tor Ul Val Wil Zel",
-    },
-    "held_out": {
-        "first": "Sam Pat Lee Ashley Logan Parker Cameron Francis Jean Max Rowan Adrian",
-        "last": "Chandler Everett Irving Sinclair Underwood Walters Zimmerman Emerson Hendricks Lowell "
-                "Monroe Sheridan Bauer Conway Forbes Hoffman Schultz Brandt Graves Marsh",
-        "place": "Barton Beverley Bradford Chester Darlington Durham Fulton Greenwich Hastings Lancaster "
-                 "Middleton Princeton Richmond Salem Stockton Upton Wellington Winchester",
-        "land": "An Bor Dun Gil Kor Mel Os Rad Tam Wes",
-    },
-}
-LAND_ENDS = "nia via land mark stan gard".split()
-GOODS = {
-    "train": ("copper wire|goat cheese|woollen cloth|glass beads|salted fish|pine tar|bone combs|"
-              "silver thread|barley beer|cane sugar|iron nails|clay pipes|lamp oil|raw silk|dried figs|"
-              "olive soap|felt hats|church bells|brass buttons|paper lanterns|oak barrels|wild honey|"
-              "tanned leather|roof tiles").split("|"),
-    "held_out": ("pocket watches|cherry brandy|sheep skins|window panes|candle wax|steel pens|walnut tables|"
-                 "linen sails|smoked eels|tin plates|black pepper|garden tools").split("|"),
-}
 MONTHS = "January February March April May June July August September October November December".split()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fact:
+    """A relation of a subject to a value, such as "was designed by". `says` and `asks`: split -> phrasings."""
+
+    type: str  # of the value: year, date, number, person, city or goods
+    says: dict[str, list[str]]
+    asks: dict[str, list[str]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kind:
+    """A kind of article, such as "Bridges of {land}"."""
+
+    title: str
+    subject: str  # the type of its subjects' names: one of PATTERNS
+    opens: dict[str, list[str]]  # split -> phrasings of a passage's first sentence
+    facts: list[Fact]  # two of each type, one after the other
+
+
+_DATA = tomllib.loads(Path(__file__).with_name("demo_facts.toml").read_text(encoding="utf-8"))
+NAMES = {split: {field: names.split() for field, names in fields.items()} for split, fields in _DATA["names"].items()}
+GOODS, PATTERNS = _DATA["goods"], _DATA["patterns"]
+KINDS = [Kind(**kind | {"facts": [Fact(**fact) for fact in kind["facts"]]}) for kind in _DATA["kinds"]]
 
 Values = dict[tuple[str, Fact], str]  # (subject, fact) -> the value, written as in the passage
 
@@ -84,7 +75,7 @@ def demo_squad(split: str, v2: bool = False, seed: int = 0) -> dict:
     words = Words(split, random.Random(f"encyclopedia {split} {seed}"))
     # A stream of its own, so that v2.0's extra questions leave the draws of v1.1 as they are.
     doubts = Words(split, random.Random(f"unanswerable {split} {seed}"))
-    lands = [start + end for start in NAMES[split]["land"].split() for end in LAND_ENDS]
+    lands = [start + end for start in NAMES[split]["land"] for end in _DATA["land_ends"]]
     kinds = KINDS * ARTICLES_PER_KIND[split]
     data = []
     for kind, land in zip(kinds, words.rng.sample(lands, len(kinds)), strict=True):
@@ -92,7 +83,7 @@ def demo_squad(split: str, v2: bool = False, seed: int = 0) -> dict:
         data.append({"title": kind.title.format(land=land), "paragraphs": paragraphs})
     for article_number, article in enumerate(data):
         for passage_number, paragraph in enumerate(article["paragraphs"]):
-            for question_number, qa in enumerate(paragraph["qas"]):  # an id says where the question stands
+            for question_number, qa in enumerate(paragraph["qas"]):  # an id says where the question is
                 qa["id"] = f"demo-{split}-{seed}-{article_number:03d}-{passage_number}-{question_number}"
     return {"version": "v2.0" if v2 else "1.1", "data": data}
 
@@ -104,16 +95,13 @@ class Words:
     split: str
     rng: random.Random
 
-    def pick(self, alternatives: str) -> str:
-        return self.rng.choice(alternatives.split("|"))
-
     def shuffled(self, items: Iterable) -> list:
         items = list(items)
         return self.rng.sample(items, len(items))
 
-    def phrase(self, source: Fact | Kind, what: str) -> str:
-        """One of this split's phrasings: `what` is "says" or "asks" of a fact, or "opens" of a kind."""
-        return self.pick(getattr(source, f"{self.split}_{what}"))
+    def phrase(self, phrasings: dict[str, list[str]]) -> str:
+        """One of this split's phrasings."""
+        return self.rng.choice(phrasings[self.split])
 
     def pair(self, type: str, taken: list[str]) -> list[str]:
         """Two new values, the earlier first; neither is a part of the other or of anything in `taken`."""
@@ -134,9 +122,8 @@ class Words:
             return [str(number) for number in rng.sample(range(100, 1000), 2)]
         if type == "goods":
             return rng.sample(GOODS[self.split], 2)
-        patterns = {"person": "{first} {last}", "city": "{place}"}.get(type, type)
-        fields = {field: rng.sample(names.split(), 2) for field, names in NAMES[self.split].items()}
-        return [self.pick(patterns).format(**{field: fields[field][i] for field in fields}) for i in range(2)]
+        fields = {field: rng.sample(names, 2) for field, names in NAMES[self.split].items()}
+        return [rng.choice(PATTERNS[type]).format(**{field: fields[field][i] for field in fields}) for i in range(2)]
 
 
 def write_article(words: Words, doubts: Words, kind: Kind, land: str, v2: bool) -> list[dict]:
@@ -159,7 +146,7 @@ def write_article(words: Words, doubts: Words, kind: Kind, land: str, v2: bool) 
 
 
 def pairs_of_facts(kind: Kind) -> list[tuple[Fact, Fact]]:
-    """The facts, two by two of one type, as demo_facts.py lists them."""
+    """The facts, two by two: both of a pair have the same type."""
     return list(zip(kind.facts[::2], kind.facts[1::2], strict=True))
 
 
@@ -188,10 +175,10 @@ def write_passage(words: Words, kind: Kind, land: str, plan: list[dict[str, list
     a, b = plan[0]
 
     def clause(subject: str, facts: list[Fact]) -> str:
-        predicates = [words.phrase(fact, "says").format(x=values[subject, fact]) for fact in facts]
+        predicates = [words.phrase(fact.says).format(x=values[subject, fact]) for fact in facts]
         return f"{subject} {' and '.join(predicates)}"
 
-    sentences = [words.phrase(kind, "opens").format(a=a, b=b, land=land)]
+    sentences = [words.phrase(kind.opens).format(a=a, b=b, land=land)]
     for told in plan:
         sentences.append(", while ".join(clause(*item) for item in words.shuffled(told.items())))
     return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
@@ -203,12 +190,12 @@ def answerable(words: Words, told: list[tuple[str, Fact]], values: Values, conte
     for subject, fact in words.rng.sample(told, ANSWERABLE_PER_PASSAGE):
         text = values[subject, fact]
         assert context.count(text) == 1, (text, context)
-        question = words.phrase(fact, "asks").format(s=subject)
+        question = words.phrase(fact.asks).format(s=subject)
         qas.append({"question": question, "answers": [{"text": text, "answer_start": context.index(text)}]})
     return qas
 
 
 def unanswerable(words: Words, untold: list[tuple[str, Fact]]) -> list[dict]:
     """Questions about what it does not tell."""
-    return [{"question": words.phrase(fact, "asks").format(s=subject), "answers": [], "is_impossible": True}
+    return [{"question": words.phrase(fact.asks).format(s=subject), "answers": [], "is_impossible": True}
             for subject, fact in words.rng.sample(untold, words.rng.choice(UNANSWERABLE_PER_PASSAGE))]

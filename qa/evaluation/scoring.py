@@ -1,6 +1,9 @@
-"""Predictions and gold answers in, the official figures out; and the no-answer threshold, chosen on held-out articles.
+"""From a model's predictions to the official figures, and the choice of a no-answer threshold.
 
-Input: prediction.py's `Prediction`s. Used by: evaluate.py, training/evaluator.py.
+    reader.answer(data) -> list of `Prediction` -> `score_predictions` -> metrics.py -> {"exact_match": 80.1, "f1": 88.2, ...}
+
+Input: `Prediction`s (prediction.py), made by bert/reader.py or llama/reader.py. Used by: evaluate.py, training/evaluator.py;
+results.py (`final_answers`, `no_answer_scores`).
 """
 
 from __future__ import annotations
@@ -8,36 +11,38 @@ from __future__ import annotations
 from collections import Counter
 
 from qa.data.squad import SquadData
-from qa.evaluation.metrics import best_threshold, question_scores, score_v1, score_v2
+from qa.evaluation.metrics import best_threshold, is_refused, question_scores, score_v1, score_v2
 from qa.prediction import Prediction
 
 
 def final_answers(predictions: list[Prediction], na_threshold: float | None) -> dict[str, str]:
     """{id: text}, the official form; "" where the no-answer score is above the threshold (v2.0)."""
-    return {prediction.id: "" if is_refused(prediction, na_threshold) else prediction.text for prediction in predictions}
+    refused = {question_id for question_id, score in no_answer_scores(predictions).items()
+               if na_threshold is not None and is_refused(score, na_threshold)}
+    return {prediction.id: "" if prediction.id in refused else prediction.text for prediction in predictions}
 
 
-def is_refused(prediction: Prediction, na_threshold: float | None) -> bool:
-    score = prediction.no_answer_score
-    return na_threshold is not None and score is not None and score > na_threshold
+def no_answer_scores(predictions: list[Prediction]) -> dict[str, float]:
+    return {prediction.id: prediction.no_answer_score for prediction in predictions if prediction.no_answer_score is not None}
 
 
 def score_predictions(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, float]:
-    """The official figures of `predictions` on `data`."""
+    """The official figures of `predictions` on `data`, and `raw_metrics`. A threshold of None is 0."""
     texts = final_answers(predictions, None)
-    if not data.is_v2:
-        return score_v1(data.examples, texts) | raw_metrics(data, predictions)
-    metrics = score_v2(data.examples, texts, _na_scores(predictions), 0.0 if na_threshold is None else na_threshold)
+    if data.is_v2:
+        metrics = score_v2(data.examples, texts, no_answer_scores(predictions), na_threshold or 0.0)
+    else:
+        metrics = score_v1(data.examples, texts)
     return metrics | raw_metrics(data, predictions)
 
 
 def choose_threshold(data: SquadData, predictions: list[Prediction]) -> float:
-    """The no-answer threshold of the best F1 on `data`, for other questions."""
-    return best_threshold(data.examples, final_answers(predictions, None), _na_scores(predictions))[0]
+    """The no-answer threshold with the best F1 on `data`, to be used on other questions."""
+    return best_threshold(data.examples, final_answers(predictions, None), no_answer_scores(predictions))
 
 
 def raw_metrics(data: SquadData, predictions: list[Prediction]) -> dict[str, float]:
-    """Where texts were generated: EM and F1 of them as they came, and how many were grounded in which way."""
+    """For generated texts (LLaMA, greedy): EM and F1 of what was written, and how many were grounded in which way."""
     generated = {prediction.id: "" if prediction.grounding == "refused" else prediction.raw_text
                  for prediction in predictions if prediction.raw_text is not None}
     if not generated:
@@ -46,7 +51,3 @@ def raw_metrics(data: SquadData, predictions: list[Prediction]) -> dict[str, flo
     kinds = Counter(prediction.grounding for prediction in predictions)
     return {"raw_exact": 100 * float(exact.mean()), "raw_f1": 100 * float(f1.mean()),
             **{f"num_{kind}": kinds[kind] for kind in ("exact", "normalised", "repaired", "empty", "refused")}}
-
-
-def _na_scores(predictions: list[Prediction]) -> dict[str, float]:
-    return {prediction.id: prediction.no_answer_score for prediction in predictions if prediction.no_answer_score is not None}

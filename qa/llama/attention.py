@@ -1,20 +1,21 @@
-"""Attention of packed rows, which the rest of the model need not know of.
+"""Attention of packed rows. The rest of the model need not know of it.
 
 In a transformer only attention looks at several tokens at once; norms, projections and MLPs treat each token alone. So
 the tokens of all rows go through the model as one flat sequence without any padding, and only attention lays them out:
 
     flat [1, h, T, d]  --spread-->  rows [B, h, n, d]   softmax(Q K^T / sqrt(d) + mask) V   --gather-->  flat [1, T, h, d]
 
-`visible` is the mask: which tokens of a row may be seen (packing.py explains the segments). With fewer key heads than query
-heads, the queries of a group stand beside each other as more queries of one head, so that no key is copied:
+How transformers comes to call `packed_attention`: `use_packed_attention` puts it into transformers' list under NAME, and writes
+NAME into the model's config. LlamaAttention then looks NAME up in every layer. A caller (loss.py, cache.py) passes `layout=` to
+LlamaModel, which does not know it and hands it on down to here; a mask with four dimensions comes through unchanged. A call
+without a `layout` (transformers' own `generate`) goes on to transformers' sdpa, the plain version.
+
+`visible` is the mask: which tokens of a row may be seen (packing.py explains the segments). Where a key head serves g query
+heads, the queries of these g heads are laid side by side as queries of one head, so that no key is copied:
 [B, kv, g n, d] x [B, kv, C, d].
 
-`use_packed_attention` makes the function known to transformers and chooses it. transformers' LlamaModel does not know
-`layout=`; it hands unknown keyword arguments on through its layers to the attention function. A call without a `layout`
-(transformers' own `generate`) goes on to transformers' sdpa.
-
 Letters: B rows, n places per row, T tokens, C keys per row, h query heads, kv key heads, g = h / kv, d size of a head.
-Used by: packing.py (the loss), cache.py (decoding).
+Used by: loss.py, cache.py (decoding).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NAME = "qa_packed"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the T tokens of a flat sequence stand in rows."""
+    """The row, and the place in it, of each of the T tokens of a flat sequence."""
 
     rows: Tensor  # [T] int64, ascending
     places: Tensor  # [T] int64: row * width + slot
@@ -52,7 +53,7 @@ class Layout:
         return replace(self, rows=self.rows.to(device), places=self.places.to(device))
 
     def spread(self, flat: Tensor, fill: float = 0) -> Tensor:
-        """[T, ...] -> [B, n, ...], `fill` where no token stands."""
+        """[T, ...] -> [B, n, ...], `fill` where there is no token."""
         shape = flat.shape[1:]
         places = flat.new_full((self.num_rows * self.width, *shape), fill)
         return places.index_copy(0, self.places, flat).view(self.num_rows, self.width, *shape)
@@ -79,9 +80,9 @@ def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
     return (not_later & shared_or_own)[:, None]
 
 
-def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-              layout: Layout | None = None, dropout: float = 0.0, scaling: float | None = None,
-              **kwargs) -> tuple[Tensor, None]:
+def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                     layout: Layout | None = None, dropout: float = 0.0, scaling: float | None = None,
+                     **kwargs) -> tuple[Tensor, None]:
     """transformers' attention interface.
 
     Args:
@@ -107,6 +108,7 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
 
 
 def use_packed_attention(model: nn.Module) -> None:
-    AttentionInterface.register(NAME, attention)
+    """Make `packed_attention` known to transformers, and the model's choice. sdpa_mask: for calls without a layout."""
+    AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.config._attn_implementation = NAME

@@ -25,8 +25,9 @@ from collections.abc import Sequence
 
 from qa.data.squad import Example
 from qa.llama.encode import Prompt
-from qa.llama.prompt import PromptTemplate, one_line
+from qa.llama.prompt import PromptTemplate
 from qa.llama.units import LARGE_UNITS, SMALL_UNITS, Units, cut
+from qa.llama.wording import one_line
 
 ROOT = 0
 
@@ -113,8 +114,8 @@ def describe_reachability(template: PromptTemplate, examples: Sequence[Example],
     """
     texts: dict[int, list[str]] = {}
     for prompt in prompts:
-        if examples[prompt.index].answers:
-            texts.setdefault(prompt.index, []).append(prompt.piece.text)
+        if examples[prompt.example_index].answers:
+            texts.setdefault(prompt.example_index, []).append(prompt.piece.text)
     if not texts:
         return []
 

@@ -1,8 +1,8 @@
 """Passages -> prompts, encoded; a passage too long for the model in overlapping pieces.
 
-BERT reads windows (qa/bert/windows.py); LLaMA reads nearly every passage whole. Only where prompt and answer together
-exceed `max_length` tokens is the passage cut. In training a question is put to the one piece that shows its answer
-best; in decoding to every piece, and the most probable answer is kept (`greedy.best_pieces`).
+BERT reads windows (qa/bert/windows.py). LLaMA reads nearly every passage whole: we cut a passage only where prompt and answer
+together exceed `max_length` tokens. Training puts a question to the one piece that shows its answer best. Decoding puts it to
+every piece, and keeps the most probable answer.
 
 Input: Passages and a PromptTemplate. Used by: train_llama.py and llama/reader.py, which hand the prompts to packing.py
 and reading.py.
@@ -18,14 +18,15 @@ import numpy as np
 
 from qa.data.squad import Example, Passage
 from qa.errors import UserError
-from qa.llama.prompt import PromptTemplate, answer_text
+from qa.llama.prompt import PromptTemplate
+from qa.llama.wording import answer_text
 
 Answer = TypeVar("Answer")  # greedy.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Piece:
-    """A passage, or a piece of one, encoded; the same object for all its questions, which are told to share a row by it."""
+    """A passage, or a piece of one, encoded. All its questions have the same object: so we know which may share a row."""
 
     ids: list[int]
     text: str  # the passage's, from start_char on
@@ -40,7 +41,7 @@ class Piece:
 class Prompt:
     """A question about a passage, encoded."""
 
-    index: int  # which of the examples, counted over all passages
+    example_index: int  # which of the examples, counted over all passages
     id: str  # the example's, for messages
     piece: Piece
     question_ids: list[int]  # with the cue
@@ -72,14 +73,14 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
         raise UserError(f"--max-length {max_length}: instruction ({len(template.instruction_ids)} tokens), question and "
                         f"answer ({longest_tail}) leave no room for a passage; give more, or fewer --shots")
     overlap = min(overlap, room // 2)
-    pieces_of = {text: _pieces(template, text, room, overlap) for text in dict.fromkeys(texts)}
+    pieces_by_text = {text: split_passage(template, text, room, overlap) for text in dict.fromkeys(texts)}
     prompts = []
     for index, (text, example, question, answer) in enumerate(zip(texts, examples, questions, answers, strict=True)):
-        pieces = pieces_of[text]
+        pieces = pieces_by_text[text]
         for piece in [_piece_with_answer(pieces, example)] if training else pieces:
             prompts.append(Prompt(index, example.id, piece, question, answer))
-    if num_long := sum(len(pieces) > 1 for pieces in pieces_of.values()):
-        notes.append(f"{num_long} of {len(pieces_of)} passages are too long for {max_length} tokens: read in pieces "
+    if num_long := sum(len(pieces) > 1 for pieces in pieces_by_text.values()):
+        notes.append(f"{num_long} of {len(pieces_by_text)} passages are too long for {max_length} tokens: read in pieces "
                      f"of at most {room} tokens that share {overlap}")
     return prompts, notes
 
@@ -93,43 +94,54 @@ def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndar
 
 
 def group_by_example(found: Iterable[Answer]) -> list[tuple[list[Answer], float | None]]:
-    """What a decoder found in each piece of an example's passage, example by example; v2.0: with the log P of its refusal.
+    """For each example: what a decoder found in each piece of its passage; on v2.0 also the log P of its refusal.
 
-    That is the least of all pieces: a passage answers if one of its pieces does.
+    That is the least over the pieces: a passage has an answer if one of its pieces has.
     """
     by_example: dict[int, list[Answer]] = {}
-    for of_piece in found:
-        by_example.setdefault(of_piece.prompt.index, []).append(of_piece)
-    return [(pieces, min((piece.refusal_log_prob for piece in pieces if piece.refusal_log_prob is not None), default=None))
-            for pieces in by_example.values()]
+    for answer in found:
+        by_example.setdefault(answer.prompt.example_index, []).append(answer)
+    return [(answers, min((answer.refusal_log_prob for answer in answers if answer.refusal_log_prob is not None), default=None))
+            for answers in by_example.values()]
 
 
 def all_tokens(prompts: Sequence[Prompt]) -> np.ndarray:
     """Every token of the prompts, a passage's once; int32, for a fingerprint of what a run learns from."""
-    pieces = dict.fromkeys(prompt.piece for prompt in prompts)
-    segments = [piece.ids for piece in pieces]
-    segments += [part for prompt in prompts for part in (prompt.question_ids, prompt.answer_ids)]
-    return np.concatenate([np.array(segment, dtype=np.int32) for segment in segments])
+    parts = [piece.ids for piece in dict.fromkeys(prompt.piece for prompt in prompts)]
+    parts += [ids for prompt in prompts for ids in (prompt.question_ids, prompt.answer_ids)]
+    return np.concatenate([np.array(ids, dtype=np.int32) for ids in parts])
+
+
+def split_passage(template: PromptTemplate, text: str, max_tokens: int, overlap: int) -> list[Piece]:
+    """The passage, or pieces of at most `max_tokens` tokens; neighbours share `overlap` tokens."""
+    ids = template.passage_ids(text)
+    if len(ids) <= max_tokens:
+        return [Piece(ids, text, 0)]
+    assert 0 <= overlap < max_tokens, (overlap, max_tokens)
+    encoding = template.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    starts, ends = zip(*encoding["offset_mapping"], strict=True)
+    ends = (*ends[:-1], len(text))
+    pieces, first = [], 0
+    while not pieces or pieces[-1].end_char < len(text):
+        start_char = starts[first] if pieces else 0
+        last = min(first + max_tokens, len(ends)) - 1
+        ids = template.passage_ids(text[start_char : ends[last]])
+        while last > first and len(ids) > max_tokens:  # without the text before its first word, a piece may take a token more
+            last -= 1
+            ids = template.passage_ids(text[start_char : ends[last]])
+        pieces.append(Piece(ids, text[start_char : ends[last]], start_char))
+        first = max(last + 1 - overlap, first + 1)
+    return pieces
 
 
 def _encode_questions(template: PromptTemplate, examples: Sequence[Example],
                       max_tokens: int) -> tuple[list[list[int]], list[str]]:
-    questions, cut_ids = [], []
-    for example in examples:
-        question_ids = template.question_ids(example.question)
-        if len(question_ids) > max_tokens:
-            question_ids = template.question_ids(example.question, max_tokens)
-            cut_ids.append(example.id)
-        questions.append(question_ids)
-    if not cut_ids:
-        return questions, []
-    return questions, [f"{len(cut_ids)} questions of more than {max_tokens} tokens were cut (e.g. {cut_ids[0]})"]
-
-
-def _pieces(template: PromptTemplate, text: str, room: int, overlap: int) -> list[Piece]:
-    ranges = template.split_passage(text, room, overlap)
-    return [Piece(template.passage_ids(text[start_char:end_char]), text[start_char:end_char], start_char)
-            for start_char, end_char in ranges]
+    questions = [template.question_ids(example.question) for example in examples]
+    long = [index for index, ids in enumerate(questions) if len(ids) > max_tokens]
+    for index in long:
+        questions[index] = template.question_ids(examples[index].question, max_tokens)
+    notes = [f"{len(long)} questions of more than {max_tokens} tokens were cut (e.g. {examples[long[0]].id})"] if long else []
+    return questions, notes
 
 
 def _piece_with_answer(pieces: list[Piece], example: Example) -> Piece:
@@ -137,5 +149,4 @@ def _piece_with_answer(pieces: list[Piece], example: Example) -> Piece:
     if example.is_impossible:
         return pieces[0]
     answer = example.answers[0]
-    return max(pieces, key=lambda piece: min(answer.start_char - piece.start_char,
-                                             piece.end_char - answer.end_char))
+    return max(pieces, key=lambda piece: min(answer.start_char - piece.start_char, piece.end_char - answer.end_char))

@@ -94,7 +94,7 @@ class LlamaReader:
     def _greedy(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
         """{index of the example: what was written, grounded}."""
         generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
-        return {generation.prompt.index: _grounded(generation, template.refusal)
+        return {generation.prompt.example_index: _grounded(generation, template.refusal)
                 for generation in best_pieces(generations, template.refusal)}, []
 
     def _exact(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
@@ -102,7 +102,7 @@ class LlamaReader:
         settings = self.settings
         extractions = join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
                                           settings.num_best, settings.max_expansions or 0))
-        found = {extraction.prompt.index: _extracted(extraction) for extraction in extractions}
+        found = {extraction.prompt.example_index: _extracted(extraction) for extraction in extractions}
         return found, [extraction.work for extraction in extractions]
 
 
@@ -117,9 +117,9 @@ def _share(prompts: list[Prompt], runtime: Runtime) -> list[Prompt]:
     first_piece: dict[int, Piece] = {}  # of each example's passage
     numbers: dict[Piece, int] = {}
     for prompt in prompts:
-        piece = first_piece.setdefault(prompt.index, prompt.piece)
+        piece = first_piece.setdefault(prompt.example_index, prompt.piece)
         numbers.setdefault(piece, len(numbers))
-    return [prompt for prompt in prompts if numbers[first_piece[prompt.index]] % runtime.num_ranks == runtime.rank]
+    return [prompt for prompt in prompts if numbers[first_piece[prompt.example_index]] % runtime.num_ranks == runtime.rank]
 
 
 def _extracted(extraction: Extraction) -> Prediction:

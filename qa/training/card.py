@@ -1,4 +1,4 @@
-"""The model card, README.md beside the weights: base, data and size, recipe, threshold, scores; with the hub's YAML head.
+"""The model card, README.md beside the weights: YAML for the Hugging Face hub, then base, data, recipe, threshold, scores.
 
 Used by the train scripts, through training/product.py.
 """
@@ -22,14 +22,16 @@ def model_card(options: TrainOptions, num_questions: int, precision: Precision, 
                na_threshold: float | None, metrics: dict[str, Any]) -> str:
     """
     Args:
-        num_questions: that were trained on.
-        recipe: the family's own part of it.
+        num_questions: number of training questions.
+        recipe: what only this family has, such as the window length.
         metrics: name -> value; a float is in percent.
     """
-    head = {"base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
-            "library_name": "peft" if options.kind == "lora" else "transformers", "license": "unknown",
-            "metrics": ["exact_match", "f1"], "pipeline_tag": "question-answering"}
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", f"# {TITLES[options.kind]}", "",
+    metadata = {
+        "base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
+        "library_name": "peft" if options.kind == "lora" else "transformers", "license": "unknown",
+        "metrics": ["exact_match", "f1"], "pipeline_tag": "question-answering"}
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in metadata.items()), "---",
+             f"# {TITLES[options.kind]}", "",
              f"- base: {options.model}",
              f"- training data: {options.train_data}, {num_questions:,} questions trained on",
              f"- recipe: {options.epochs} epochs, batch {options.batch_size}, AdamW, lr {options.lr:g}, warm-up "

@@ -5,14 +5,14 @@
                        state.json        plain JSON: counters, the state of GradScaler
                        manifest.json     the step, size and SHA-256 of each file, and its own SHA-256
 
-The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank).
+The train scripts call `save_checkpoint` and, for --resume, `load_checkpoint` (through run.py).
 
 Two promises:
-1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that
-   `save_checkpoint` returned from. All is written under a hidden name; one rename makes it a checkpoint; one
-   more turns `last` to it; only then older ones go (files.py says why that is safe).
-2. One changed byte in any of these files is noticed, be it a blank in the manifest or a digit in `last`.
-   Loading then goes back to the newest whole checkpoint, and says so.
+1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that `save_checkpoint`
+   finished. It writes all files under a hidden name; one rename makes them a checkpoint; one more makes `last` name it;
+   only then it deletes older ones (files.py says why this is safe).
+2. One changed byte in any of these files is noticed, even a space in the manifest or a digit in `last`. Loading then
+   takes the newest whole checkpoint instead, and says so.
 """
 
 from __future__ import annotations
@@ -30,125 +30,102 @@ from torch import Tensor
 
 from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes
+from qa.training.distributed import Runtime, barrier
 
-# step-000120, or step-000120.2 where a resumed run saved the same step again
-STEP_FOLDER = re.compile(r"step-([0-9]{6,})(?:\.([0-9]+))?")
-LAST_LINE = re.compile(rb"(step-[0-9.]+) ([0-9a-f]{64})\n")
+STEP_FOLDER = re.compile(r"step-([0-9]{6,})")  # step-000120
+LAST_LINE = re.compile(rb"(step-[0-9]+) ([0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What `load_checkpoint` found. `warnings`: one line each, none if the newest checkpoint was whole."""
-
     step: int
     tensors: dict[str, dict[str, Tensor]]  # file stem -> name -> tensor, on the CPU
     state: dict[str, Any]
     folder: Path
-    warnings: list[str]
+    warnings: list[str]  # one line each; none if the newest checkpoint is whole
 
 
 # ---- saving ------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
-    """Save `step`, delete all but the `keep` newest steps up to it, and return the new folder.
-
-    Steps above `step` go too: the run went back behind them, and no later fallback must land there.
+def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int,
+                    runtime: Runtime) -> None:
+    """Save `step` and delete all but the `keep` newest steps. All ranks call this; rank 0 writes.
 
     Args:
-        tensors: file stem -> name -> tensor: {"model": {...}} becomes model.safetensors. Any device.
-        state: comes back as JSON gives it back: lists for tuples, strings for the keys of a dict.
+        step: later than the step that the run was resumed from.
+        tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors.
+        state: plain JSON.
     """
-    assert keep >= 1 and step >= 0, f"keep {keep}, step {step}"
-    run.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(run)
-    # This step may have a folder already. It stays as it is until the new one, under a name of its own, is in
-    # place: it may be the only checkpoint, and rename(2) does not replace a folder that is not empty.
-    versions = [version for other, version, _ in _step_folders(run) if other == step]
-    folder = run / (f"step-{step:06d}" + (f".{versions[0] + 1}" if versions else ""))
+    if runtime.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        for leftover in (*run.glob(".step-*.tmp"), *run.glob(".last.*.tmp")):  # of a process that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        # The run makes this step and later ones again if it was resumed from an earlier one, because these are damaged.
+        _delete([folder for other, folder in _step_folders(run) if other >= step])
+        _write(run, step, tensors, state)
+        _delete([folder for _, folder in _step_folders(run)[keep:]])
+    barrier(runtime)  # if a rank ended now, torchrun would kill rank 0 while it writes
+
+
+def _write(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+    folder = run / f"step-{step:06d}"
     temporary = run / f".{folder.name}.tmp"
     temporary.mkdir()
     for stem, named in tensors.items():
-        save_file(_without_shared_storage(named), temporary / f"{stem}.safetensors")
+        save_file(named, temporary / f"{stem}.safetensors")
     (temporary / "state.json").write_bytes(json_bytes(state))
     manifest = seal(temporary, step)
     temporary.rename(folder)
     sync(run)
     write_bytes(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
-    _delete_steps(run, step, keep)
-    return folder
 
 
-def _without_shared_storage(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on storages of their own, as safetensors wants them; copies only where needed.
-
-    Tied weights (an output layer that is the embedding) are saved twice, and both load into one parameter.
-    """
-    storages, result = set(), {}
-    for name, tensor in named.items():
-        tensor = tensor.detach().contiguous()
-        storage = (tensor.device, tensor.untyped_storage().data_ptr())
-        result[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return result
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        hidden = folder.with_name(f".{folder.name}.tmp")  # half deleted, it must not look like a checkpoint
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
 
 
-def _step_folders(run: Path) -> list[tuple[int, int, Path]]:
-    """(step, version, folder) of all checkpoints, whole or not, newest first."""
+def _step_folders(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints, whole or not, newest first."""
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in run.iterdir() if path.is_dir()]
-    return sorted(((int(name[1]), int(name[2] or 1), path) for name, path in matches if name), reverse=True)
-
-
-def _delete_steps(run: Path, step: int, keep: int) -> None:
-    kept: set[int] = set()
-    for other, _, folder in _step_folders(run):
-        if other > step or other in kept or len(kept) == keep:
-            hidden = run / f".{folder.name}.tmp"  # half deleted, it must not look like a checkpoint
-            folder.rename(hidden)
-            shutil.rmtree(hidden)
-        else:
-            kept.add(other)
-
-
-def _remove_leftovers(run: Path) -> None:
-    """What a run was writing or deleting when it was killed."""
-    for folder in run.glob(".step-*.tmp"):
-        shutil.rmtree(folder)
-    for file in run.glob(".last.*.tmp"):
-        file.unlink()
+    return sorted(((int(name[1]), path) for name, path in matches if name), reverse=True)
 
 
 # ---- loading -----------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
-    """The checkpoint that `last` names; if that or `last` is damaged, the newest whole one, with warnings.
+    """Load the checkpoint that `last` names; if it or `last` is damaged, the newest whole one, with warnings.
 
-    Returns None if nothing was ever saved in `run`.
+    Returns:
+        None if nothing was ever saved in `run`.
 
     Raises:
-        UserError: there were checkpoints, and none is whole.
+        UserError: there are checkpoints, but none is whole.
     """
-    folders = [folder for _, _, folder in _step_folders(run)] if run.is_dir() else []
+    folders = [folder for _, folder in _step_folders(run)] if run.is_dir() else []
     if not folders and not (run / "last").exists():
         return None
     warnings: list[str] = []
     try:
         newest = _named_by_last(run, folders)
-        folders.sort(key=lambda folder: folder != newest)  # to the front; the sort is stable
+        folders.sort(key=lambda folder: folder != newest)  # to the front; the others keep their order
     except (ValueError, OSError) as error:
         warnings.append(f"{run / 'last'}: {getattr(error, 'strerror', None) or error}")
     for folder in folders:
-        damage = _damages(folder)
-        if not damage:
+        found = _damages(folder)
+        if not found:
             return _read(folder, [*warnings, f"{run}: going on from {folder.name}"] if warnings else [])
-        warnings += damage
+        warnings += found
     raise UserError(f"{run}: expected a checkpoint to go on from, found none that is whole "
                     f"({'; '.join(warnings)}); restore one from a copy, or train anew into another --out")
 
 
 def _named_by_last(run: Path, folders: list[Path]) -> Path:
-    """The folder that `last` names. The hash beside it unmasks a damaged digit that names another step."""
+    """The folder that `last` names. The SHA-256 in `last` shows if a damaged digit names another step."""
     line = LAST_LINE.fullmatch((run / "last").read_bytes())
     if not line:
         raise ValueError("damaged: expected one line, a step folder and a SHA-256")
@@ -162,9 +139,9 @@ def _named_by_last(run: Path, folders: list[Path]) -> Path:
 
 
 def _damages(folder: Path) -> list[str]:
-    """As files.py sees them; and a step's folder must be that of its step."""
+    """Those that files.py finds; also a manifest of another step than the folder's name says."""
     manifest = read_manifest(folder)
-    if manifest is not None and folder.name.partition(".")[0] != f"step-{manifest['step']:06d}":
+    if manifest is not None and folder.name != f"step-{manifest['step']:06d}":
         return [f"{folder / MANIFEST}: belongs to step {manifest['step']}"]
     return damages(folder)
 
@@ -174,8 +151,8 @@ def _read(folder: Path, warnings: list[str]) -> Checkpoint:
     tensors = {}
     for name in manifest["files"]:
         if name.endswith(".safetensors"):
-            # load_file only maps the file. A copy is safe from later changes to it, and aligned as tensors of
-            # an uninterrupted run are: matrix products may round differently on unaligned memory.
+            # load_file only maps the file. A copy is safe from later changes to the file, and it is aligned in memory
+            # like the tensors of an uninterrupted run: matrix products may round differently on unaligned memory.
             mapped = load_file(folder / name)
             tensors[name.removesuffix(".safetensors")] = {key: value.clone() for key, value in mapped.items()}
     state = json.loads((folder / "state.json").read_bytes())

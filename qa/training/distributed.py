@@ -1,21 +1,21 @@
 """Several processes as one: devices, seeds, and sums over ranks.
 
-Under `torchrun --nproc_per_node=4` each process is one rank with one device; without it there is one rank and nothing
-here communicates. Every rank holds the whole model. The gradients of a step are summed once, after the last micro-batch, in
-flat buffers: because the loss is divided by the global count beforehand, the sum is the gradient of the global batch, and a
-rank that had nothing to do adds zeros. Used by both train scripts, both readers and evaluate.py.
+`torchrun --nproc_per_node=4` starts 4 processes: the ranks 0 to 3, each with one device and a copy of the whole model.
+Without torchrun there is one rank, and nothing here communicates. The loss of every micro-batch is divided by the size of
+the global batch, so the sum of all ranks' gradients is the gradient of the global batch's mean loss. They are summed once
+a step; a rank that had no micro-batch adds zeros. Used by both train scripts, both readers and evaluate.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from qa.cpu.malloc import keep_freed_memory
 
 BUCKET_BYTES = 64 * 2**20  # a flat buffer of this size is as fast as a larger one, and costs less memory
 
@@ -41,12 +41,12 @@ def start(deterministic: bool = False) -> Runtime:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for every shape, and most micro-batches bring a new one
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each shape, so for most micro-batches
     else:
-        # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them; with lengths that change from
-        # batch to batch that is gigabytes. It reads this at its first product.
+        # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them. Our lengths change from batch
+        # to batch, so that would be gigabytes. oneDNN reads this variable at its first product.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-        _keep_freed_memory()
+        keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -60,7 +60,7 @@ def start(deterministic: bool = False) -> Runtime:
 
 
 def default_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
-    """Resolve `--micro-tokens`; where none is given: on a CPU what its caches like, on a GPU what a small one holds."""
+    """`--micro-tokens`, or the default: what suits a CPU's caches, or what fits a small GPU's memory."""
     return micro_tokens or (32768 if device.type == "cuda" else 4096)
 
 
@@ -70,9 +70,9 @@ def finish(runtime: Runtime) -> None:
 
 
 def reseed(seed: int, step: int, rank: int) -> None:
-    """Set torch's generators to a function of (seed, step, rank), so that no generator state needs saving.
+    """Seed torch's generators by a function of (seed, step, rank), so that no generator state needs saving.
 
-    The three are mixed by splitmix64-like steps, as neighbouring seeds of a Mersenne twister give alike streams.
+    The three are mixed as in splitmix64, because neighbouring seeds of a Mersenne twister give similar random numbers.
     """
     mixed = 0
     for number in (seed, step, rank):
@@ -84,14 +84,18 @@ def reseed(seed: int, step: int, rank: int) -> None:
 
 
 def sum_over_ranks(tensor: Tensor, runtime: Runtime) -> Tensor:
-    """The elementwise sum, on every rank; in place where there is more than one."""
+    """The elementwise sum of all ranks' tensors, in place, on every rank."""
     if runtime.num_ranks > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
-    """Sum the gradients over all ranks, in place. A missing gradient counts, and becomes, zero."""
+    """Sum the gradients over all ranks, in place. A missing gradient becomes zero.
+
+    What happens is `for parameter in parameters: dist.all_reduce(parameter.grad)`. Fewer, larger sums are faster, so
+    neighbouring gradients are copied into a flat buffer, summed there, and copied back.
+    """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -105,7 +109,7 @@ def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
 
 
 def gather_objects(value: object, runtime: Runtime) -> list:
-    """Every rank's value, in the ranks' order, on every rank."""
+    """A list of every rank's value, in the order of the ranks, on every rank."""
     if runtime.num_ranks == 1:
         return [value]
     values: list = [None] * runtime.num_ranks
@@ -118,22 +122,8 @@ def barrier(runtime: Runtime) -> None:
         dist.barrier()
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc's malloc reuse freed blocks of up to 32 MB instead of returning them to the kernel.
-
-    A training step allocates the same large tensors again and again; by default each comes fresh from mmap, and the kernel
-    fills it with zeros page by page. This made a BERT step about a fifth faster (benchmarks/bert_training.py).
-    Elsewhere than on glibc nothing happens.
-    """
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, num_bytes in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(parameter, num_bytes)
-
-
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """Neighbouring gradients, up to BUCKET_BYTES together; one larger than that stands alone."""
+    """Groups of neighbouring gradients with at most BUCKET_BYTES in all; a larger gradient is a group of its own."""
     buckets: list[list[Tensor]] = []
     size = BUCKET_BYTES
     for gradient in gradients:

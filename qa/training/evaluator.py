@@ -1,7 +1,7 @@
 """Evaluation inside a run: on held-out articles while it trains, on the development data at its end.
 
-With held-out articles the product is the best checkpoint on them; without, the last weights. The no-answer threshold of
-v2.0 is chosen on them too: nothing is chosen on the data that is reported. Used by both train scripts.
+With held-out articles, the product has the weights that were best on them; without, the last weights. The no-answer
+threshold of v2.0 is chosen on them too: nothing is chosen on the data that is reported. Used by both train scripts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Evaluator:
                     "not scored at the end: no --dev-data")
 
     def begin(self, readers: dict[str, Reader], epoch_ends: bool) -> None:
-        """Before the first step: a new demo scores the dev data; a resumed run evaluates its checkpoint, where that is due.
+        """Before the first step: a new demo scores the dev data; a resumed run evaluates its checkpoint, if that is due.
 
-        An evaluation comes after its step's checkpoint, so nobody knows whether it was done.
+        The run saves a step before it evaluates it. So nobody knows whether the step's evaluation was done before the stop.
 
         Args:
-            readers: what is scored before a demo's training, by name.
+            readers: name -> reader, all scored before a demo's training (LLaMA: one for each prompt).
         """
         with self.log.clock_stopped():
             if self.state.step > 0:
@@ -44,18 +44,20 @@ class Evaluator:
                     self.score_dev(name, reader)
 
     def is_due(self, step: int, epoch_ends: bool) -> bool:
+        if self.held_out is None and step == self.log.total_steps:
+            return False  # `finish` scores the dev data
         every = self.options.eval_every
         return step % every == 0 if every else epoch_ends and self.held_out is not None
 
     def evaluate(self) -> None:
-        """Between two steps: choose on the held-out articles; without any, score the dev data, to look at."""
+        """Between two steps. Held-out articles choose the product; without any, the dev data's scores are shown."""
         if self.held_out is not None:
             self.choose()
         elif self.dev_data is not None:
             self.score_dev(f"step {self.state.step}")
 
     def choose(self) -> None:
-        """Score the held-out articles; the best weights so far become the product."""
+        """Score the held-out articles; weights that beat all earlier ones become the product."""
         state, data = self.state, self.held_out
         predictions = self.reader.answer(data).predictions
         threshold = choose_threshold(data, predictions) if data.is_v2 else None
@@ -65,12 +67,12 @@ class Evaluator:
             self.product.save(state.step, threshold, {f"held-out {key}": value for key, value in metrics.items()})
 
     def finish(self) -> None:
-        """Leave the product, score it on the dev data, and say what comes next."""
+        """Leave the product, score it on the dev data, and say how to evaluate it."""
         state, step, threshold, metrics = self.state, self.state.step, None, {}
         if state.skipped > state.updates:  # fp16 only
             self.log.close()
-            raise Stopped(f"{state.skipped} of {state.step} updates were skipped, as gradients overflowed: no model is left; "
-                          "lower --lr, or use --precision bf16 or fp32")
+            raise Stopped(f"{state.skipped} of {state.step} updates were skipped because gradients overflowed, so there is no "
+                          "model; lower --lr, or use --precision bf16 or fp32")
         if self.held_out is not None and state.best_f1 is None:  # a run shorter than --eval-every
             self.choose()
         if state.best_f1 is None:
@@ -80,21 +82,20 @@ class Evaluator:
             metrics["held-out f1"] = state.best_f1
         if self.dev_data is not None:
             metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0)
-            self.product.save(step, threshold, metrics)  # once more, for its model card
-        self.log.say(f"the model: {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
+            self.product.save(step, threshold, metrics)  # again, with the scores in its model card
+        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
                      f"{self.product.folder.parent} --data {self.options.dev_data or 'DATA'}")
 
     def score_dev(self, when: str, reader: Reader | None = None, threshold: float | None = None,
                   show: int = 0) -> dict[str, float]:
-        """Score the dev data and say so; `show` answers are marked in their passages."""
+        """Score the dev data and print the figures, then `show` questions with the answers marked in their passages."""
         predictions = (reader or self.reader).answer(self.dev_data).predictions
         metrics = self._report(when, self.dev_data, predictions, threshold)
         if show:
             self.log.say(marked_passages(self.dev_data, predictions, show))
         return metrics
 
-    def _report(self, when: str, data: SquadData, predictions: list[Prediction],
-                threshold: float | None) -> dict[str, float]:
+    def _report(self, when: str, data: SquadData, predictions: list[Prediction], threshold: float | None) -> dict[str, float]:
         metrics = score_predictions(data, predictions, threshold)
         self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         self.log.write("evaluation", when=when, step=self.state.step, data=data.source, na_threshold=threshold, **metrics)

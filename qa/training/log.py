@@ -1,7 +1,7 @@
 """What a run says while it runs: a progress bar for people, log.jsonl for programs, and lines above the bar.
 
-Where stderr is no terminal there are plain lines instead of the bar, one for each of log.jsonl. Rank 0 alone speaks. Used by
-both train scripts.
+If stderr is no terminal, each line of log.jsonl is also a line of text instead of the bar. Only rank 0 speaks. Used by both
+train scripts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,26 +21,17 @@ from tqdm import tqdm
 from qa.training.distributed import Runtime
 
 
-@dataclass
-class Stretch:
-    """The steps since the last line of the log."""
-
-    since: float  # of time.perf_counter()
-    num_examples: int = 0
-    loss_sum: float = 0.0
-    weight: int = 0
-    grad_norms: list[float] = field(default_factory=list)
-    paddings: list[float] = field(default_factory=list)
-    last: dict[str, Any] = field(default_factory=dict)  # of its last step: the step's number, and what has no mean
-
-
 class RunLog:
-    """Progress of one process of a run; every method does nothing on ranks other than 0."""
+    """The progress of a run; every method does nothing on ranks other than 0.
 
-    def __init__(self, path: Path, total_steps: int, unit: str, runtime: Runtime) -> None:
+    The steps since the last line of log.jsonl are a stretch: its next line has their means.
+    """
+
+    def __init__(self, path: Path, total_steps: int, example_name: str, runtime: Runtime) -> None:
         self.is_main, self.total_steps = runtime.is_main, total_steps
-        self.unit = unit  # what a batch is made of: windows (BERT) or questions (LLaMA)
-        self.stretch = Stretch(time.perf_counter())
+        self.example_name = example_name  # what a batch is made of: windows (BERT) or questions (LLaMA)
+        self.stretch: list[dict[str, Any]] = []  # one dict per step
+        self.since = time.perf_counter()  # the beginning of the stretch
         self.bar: tqdm | None = None
         if self.is_main:
             is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
@@ -53,29 +43,24 @@ class RunLog:
         """One optimizer step is done.
 
         Args:
-            loss: the step's mean loss over `weight` windows or answer tokens; a stretch's mean is weighted by them.
-            every: steps of a stretch, which becomes one line.
-            grad_norm, padding: the line has their means over the stretch's steps; the norm's without those that are not finite.
-            values: written as they are at the end of a stretch (lr, skipped...).
+            loss: mean over the step's `weight` windows or answer tokens; the stretch's mean is over all of its own.
+            every: number of steps of a stretch.
+            grad_norm, padding: the line has their means over the steps; norms that are not finite are left out.
+            values: the line has them as they are at the last step (lr, skipped).
         """
         if not self.is_main:
             return
-        if self.bar is None:  # not earlier: what is said before the first step would collide with it
+        if self.bar is None:  # opened late, so that it does not mix with what is said before the first step
             self.bar = tqdm(total=self.total_steps, initial=step - 1, unit="step", dynamic_ncols=True, smoothing=0.05,
-                            disable=None)  # None: disabled where stderr is no terminal
-        stretch = self.stretch
-        stretch.num_examples += num_examples
-        stretch.loss_sum += loss * weight
-        stretch.weight += weight
-        stretch.grad_norms += [grad_norm] if math.isfinite(grad_norm) else []
-        stretch.paddings += [padding] if padding is not None else []
-        stretch.last = {"step": step, **values}
+                            disable=None)  # None: disabled if stderr is no terminal
+        self.stretch.append({"step": step, "loss_sum": loss * weight, "num_examples": num_examples, "weight": weight,
+                             "grad_norm": grad_norm, "padding": padding, "values": values})
         self.bar.update()
         if step % every == 0 or step == self.total_steps:
             self._end_stretch()
 
     def write(self, event: str, **values: Any) -> None:
-        """One line of log.jsonl; a number that is none (fp16's gradient norm in a skipped step) is null, as JSON has no NaN."""
+        """One line of log.jsonl. NaN and infinity (fp16's gradient norm in a skipped step) become null: JSON has neither."""
         if self.is_main:
             values = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                       for name, value in values.items()}
@@ -95,12 +80,12 @@ class RunLog:
         try:
             yield
         finally:
-            self.stretch.since += time.perf_counter() - begin
+            self.since += time.perf_counter() - begin
 
     def close(self) -> None:
-        """The last stretch ends here, however short it is."""
+        """End the last stretch, however short it is, and close the file."""
         if self.is_main:
-            if self.stretch.last:
+            if self.stretch:
                 self._end_stretch()
             if self.bar is not None:
                 self.bar.close()
@@ -108,14 +93,18 @@ class RunLog:
 
     def _end_stretch(self) -> None:
         now = time.perf_counter()
-        stretch, self.stretch = self.stretch, Stretch(now)
-        mean, speed = stretch.loss_sum / stretch.weight, stretch.num_examples / (now - stretch.since)
-        step, norms = stretch.last.pop("step"), stretch.grad_norms
-        padding = {"padding": fmean(stretch.paddings)} if stretch.paddings else {}
-        self.write("step", step=step, loss=mean, **{f"{self.unit}_per_second": speed}, **stretch.last, **padding,
+        steps, seconds = self.stretch, now - self.since
+        self.stretch, self.since = [], now
+        loss = sum(step["loss_sum"] for step in steps) / sum(step["weight"] for step in steps)
+        speed = sum(step["num_examples"] for step in steps) / seconds
+        norms = [step["grad_norm"] for step in steps if math.isfinite(step["grad_norm"])]
+        paddings = [step["padding"] for step in steps if step["padding"] is not None]
+        number, values = steps[-1]["step"], steps[-1]["values"]
+        self.write("step", step=number, loss=loss, **{f"{self.example_name}_per_second": speed}, **values,
+                   **({"padding": fmean(paddings)} if paddings else {}),
                    grad_norm=fmean(norms) if norms else None, grad_norm_max=max(norms, default=None))
-        text = f"loss {mean:.4f}, lr {stretch.last['lr']:.2e}, {speed:.1f} {self.unit}/s"
+        text = f"loss {loss:.4f}, lr {values['lr']:.2e}, {speed:.1f} {self.example_name}/s"
         if self.bar.disable:
-            print(f"step {step} of {self.total_steps}: {text}", file=sys.stderr)
+            print(f"step {number} of {self.total_steps}: {text}", file=sys.stderr)
         else:
             self.bar.set_postfix_str(text)

@@ -1,9 +1,10 @@
 """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with decay groups, and a learning rate that is a function of the step.
 
-    lr(t) = peak * min((t + 1) / warmup_steps, (total - t) / (total - warmup_steps))    t = updates made so far
+    lr(t) = peak * min((t + 1) / warmup, (total - t) / (total - warmup))    t = 0, 1, ... total - 1: updates made so far
 
-BERT's own schedule (Devlin et al. 2019, appendix A.2): a linear rise, then a linear fall that would reach 0 one update
-after the last. Biases and LayerNorm weights do not decay. Used by both train scripts.
+BERT's own schedule (Devlin et al. 2019, appendix A.2): a linear rise, then a linear fall. The last update still has the
+rate peak / (total - warmup), not 0. With 10 updates, 4 of warm-up, and a peak of 8: 2, 4, 6, 8, 8, 6.7, 5.3, 4, 2.7, 1.3.
+Used by both train scripts.
 """
 
 from __future__ import annotations
@@ -14,20 +15,16 @@ from torch import Tensor, nn
 from qa.options import TrainOptions
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of the trainable parameters: matrices and embeddings decay; biases and norm weights (1-D) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [{"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0}]
-
-
 def make_adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, its arithmetic in one fused pass over memory."""
-    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    """AdamW over the trainable parameters. Matrices and embeddings decay; biases and norm weights (1-D) do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+              {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)  # fused: one pass over memory
 
 
 def learning_rate(update: int, total_updates: int, warmup_share: float, peak: float) -> float:
-    """The rate of update number `update` (0-based) of `total_updates`; `warmup_share` in [0, 1] of them rise."""
+    """lr(t) for t = `update`. The warm-up takes `warmup_share`, from 0 to 1, of all updates."""
     warmup_updates = round(warmup_share * total_updates)
     if update < warmup_updates:
         return peak * (update + 1) / warmup_updates
@@ -35,7 +32,7 @@ def learning_rate(update: int, total_updates: int, warmup_share: float, peak: fl
 
 
 def advice(options: TrainOptions, typed: set[str], model: nn.Module) -> list[str]:
-    """A warning where the default learning rate does not suit a model of this size, and none was typed."""
+    """A warning if the default learning rate does not suit a model of this size and the user gave no --lr."""
     usual = {"bert": (60e6, "below", "1e-4"), "lora": (700e6, "above", "2e-4")}
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     size, side, rate = usual[options.kind]
@@ -51,14 +48,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state under the parameters' names, for the checkpoint: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
+    """AdamW's state for the checkpoint, under the parameters' names: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {f"{names[parameter]}.{key}": value for parameter, state in optimizer.state.items()
             for key, value in state.items()}
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put saved tensors back, each on its parameter's device (`step` stays where the optimizer keeps it)."""
+    """Put the tensors of `optimizer_tensors` back, each on its parameter's device."""
     for name, parameter in model.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors]
         if keys:

@@ -2,32 +2,31 @@
 
     fp32   no autocast
     bf16   autocast to bfloat16: the range of fp32, so no scaling
-    fp16   autocast to half, and a GradScaler: small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740)
+    fp16   autocast to half, and a GradScaler: it multiplies the loss by a large number, so that small gradients do not
+           become 0 in fp16, and divides the gradients by it again (Micikevicius et al. 2018, arXiv:1710.03740)
     fp64   the whole model in double, for tests of exactness
 
-`--precision auto` takes what a GPU computes natively, never what it emulates. On a CPU it takes bf16 only where a product of
-the model's shape is at least MIN_SPEEDUP times as fast as in fp32. That is measured, because the CPU's list of instructions
-does not tell: with avx512_bf16, AMD's Zen 4 multiplies about 2.3 times as fast in bf16, an Intel without AMX 0.6 times.
+`--precision auto` takes bf16 on a GPU that computes it natively, else fp16. On a CPU it measures a matrix product of the
+model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. The CPU's list of instructions does not
+tell: both have avx512_bf16, but bf16 was 2.3 times as fast on AMD's Zen 4, and 0.6 times on an Intel without AMX.
 
-Trainable parameters are fp32 in all but fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32` by
-losses and decoders.
+Trainable parameters are fp32, except in fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32`
+by losses and decoders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from qa.errors import UserError
 from qa.training.distributed import Runtime, gather_objects
 
 AUTOCAST_DTYPES = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_SPEEDUP = 1.3  # below it bf16's rounding buys too little
+MIN_SPEEDUP = 1.3  # less is not worth bf16's rounding
 
 
 @dataclass(frozen=True)
@@ -48,47 +47,37 @@ class Precision:
         return torch.amp.autocast(self.device_type, dtype=dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Scales in fp16; in every other precision all its methods pass through."""
+        """A scaler that scales in fp16; in every other precision its methods change nothing."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
 def time_products(num_tokens: int, hidden_size: int, intermediate_size: int) -> tuple[float, float]:
     """Seconds of a product of a feed-forward layer, [tokens, hidden] x [hidden, intermediate], in fp32 and in bf16.
 
-    On one core, because waiting for other threads is noise. The best of five tries, both types in turn; of fewer if a try
-    takes long, as in a bf16 that is emulated.
+    The best of five tries, fewer if they take long. On one core, because waiting for other threads is noise.
     """
     operands = [(torch.ones(num_tokens, hidden_size, dtype=dtype), torch.ones(intermediate_size, hidden_size, dtype=dtype))
                 for dtype in (torch.float32, torch.bfloat16)]
-    best, begin, num_threads = [math.inf, math.inf], time.perf_counter(), torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        for _ in range(5):
-            for index, (tokens, weight) in enumerate(operands):
-                since = time.perf_counter()
-                nn.functional.linear(tokens, weight)
-                best[index] = min(best[index], time.perf_counter() - since)
-            if time.perf_counter() - begin > 0.1:
-                break
-    finally:
-        torch.set_num_threads(num_threads)
-    return best[0], best[1]
+    seconds: list[float] = []  # in fp32, bf16, fp32, bf16, ...
+    while len(seconds) < 10 and sum(seconds) < 0.1:
+        for tokens, weight in operands:
+            begin = time.perf_counter()
+            nn.functional.linear(tokens, weight)
+            seconds.append(time.perf_counter() - begin)
+    torch.set_num_threads(num_threads)
+    return min(seconds[::2]), min(seconds[1::2])
 
 
 def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate_size: int) -> Precision:
-    """Resolve `--precision`; every rank gets the choice of rank 0.
-
-    Args:
-        hidden_size, intermediate_size: of the model, as in its config: the shape of the product that `auto` tries on a CPU.
-    """
+    """Resolve `--precision`; every rank gets the choice of rank 0. The sizes are those of the model's config."""
     if name != "auto":
-        if name not in AUTOCAST_DTYPES:
-            raise UserError(f"--precision {name}: expected one of auto, {', '.join(AUTOCAST_DTYPES)}")
         return Precision(name, runtime.device.type, f"{name}: asked for by --precision")
     if runtime.device.type == "cuda":
         name = _native_half()
         return Precision(name, "cuda", f"{name}: this GPU {'computes' if name == 'bf16' else 'only emulates'} bf16")
-    # All ranks try at the same time, as they will compute; their results may differ.
+    # All ranks measure at the same time, because they will also train at the same time; their results may differ.
     num_tokens, speedup = gather_objects(_bf16_speedup(hidden_size, intermediate_size), runtime)[0]
     name = "bf16" if speedup >= MIN_SPEEDUP else "fp32"
     return Precision(name, "cpu", f"{name}: a product [{num_tokens}, {hidden_size}] x [{hidden_size}, {intermediate_size}] is "
@@ -96,38 +85,35 @@ def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate
 
 
 def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
-    """Resolve `--base-dtype`, the type in which LLaMA's frozen weights are held.
+    """Resolve `--base-dtype`, the type of LLaMA's frozen weights.
 
     Args:
-        precision: `--precision`, which may still be "auto": the model's shape is not known before its weights are loaded.
+        precision: `--precision`, perhaps still "auto": `choose_precision` needs the sizes of a model that is loaded.
     """
     if precision == "fp64":
         return torch.float64
     if name == "auto":
-        half = AUTOCAST_DTYPES[_native_half() if precision == "auto" else precision] if device.type == "cuda" else None
-        return half or torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        name = "fp32" if device.type == "cpu" else _native_half() if precision == "auto" else precision
+    return AUTOCAST_DTYPES[name] or torch.float32
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision raised to fp32; fp64 stays. Losses and decoding compute in this."""
+    """fp16 and bf16 become fp32; fp64 stays fp64. Losses and decoding compute in this type."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _native_half() -> str:
-    """The half-precision type of this GPU; is_bf16_supported() alone is true by emulation on older ones."""
+    """bf16 if this GPU computes it, else fp16. Plain is_bf16_supported() is true on older GPUs too: they emulate it."""
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _bf16_speedup(hidden_size: int, intermediate_size: int) -> tuple[int, float]:
-    """How many times as fast this CPU multiplies in bf16 as in fp32; returns the product's number of tokens, and that.
+    """The number of tokens of the product that was measured, and how many times as fast it was in bf16 as in fp32.
 
-    Tokens are doubled until the slower type takes some milliseconds, well above the noise of a clock. With fewer than 64 the
-    products would wait for the weights to come from memory.
+    Fewer than 64 would measure how fast memory is. More, until the slower type takes 4 ms: a clock is not exact.
     """
-    num_tokens = 64
-    while True:
+    for num_tokens in (64, 128, 256, 512, 1024, 2048, 4096):
         fp32, bf16 = time_products(num_tokens, hidden_size, intermediate_size)
-        if max(fp32, bf16) > 0.004 or num_tokens == 4096:
-            return num_tokens, fp32 / bf16
-        num_tokens *= 2
+        if max(fp32, bf16) > 0.004:
+            break
+    return num_tokens, fp32 / bf16

@@ -1,12 +1,12 @@
-"""The product of a run, `runs/x/model/`: a folder in the ecosystem's own format, which other tools load.
+"""The product of a run: `runs/x/model/`, a folder in the format of transformers or peft, which other tools load too.
 
     the weights, the tokenizer    as the family writes them (bert/model.py, llama/adapter.py)
     qa.json                       what reading needs (settings.py)
     README.md                     the model card (card.py)
     manifest.json                 size and SHA-256 of each file
 
-It is written whole under a hidden name, and put in the place of the one before. Each train script makes one `Product`,
-which evaluator.py saves and restores.
+A new product is written under a hidden name, then takes the place of the earlier one. Each train script makes one
+`Product`; evaluator.py saves and restores it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from qa.training.distributed import Runtime, barrier
 
 
 def inspect(folder: Path) -> list[str]:
-    """What was changed in a product since its run wrote it; nothing for a folder that is not one.
+    """Warnings about files of a product that changed since its run wrote it; none for a folder that is no product.
 
     Raises:
-        UserError: the weights are not those that were written. (qa.json may be edited by hand, for another threshold.)
+        UserError: the weights changed. (Other files may: a user may write another threshold into qa.json.)
     """
     if not (folder / FILE).is_file() or not (folder / MANIFEST).is_file():
         return []
@@ -42,12 +42,12 @@ class Product:
     folder: Path
     write: Callable[[Path], None]  # weights and tokenizer, into a folder that exists
     read: Callable[[Path], None]  # the weights, back into the model
-    card: Callable[[int, float | None, dict[str, Any]], str]  # step, threshold, scores -> README.md
+    card: Callable[[int, float | None, dict[str, Any]], str]  # (step, threshold, scores) -> text of README.md
     settings: ReadSettings
     runtime: Runtime
 
     def save(self, step: int, na_threshold: float | None, metrics: dict[str, Any]) -> None:
-        """All ranks call it; rank 0 writes."""
+        """Write the product of `step`. All ranks call this; rank 0 writes."""
         if self.runtime.is_main:
             temporary = self.folder.with_name(f".{self.folder.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
@@ -60,13 +60,13 @@ class Product:
         barrier(self.runtime)
 
     def check(self, best_step: int | None) -> None:
-        """At the start of a resume: a half-done replacement is finished, and the best product so far must be whole.
+        """At the start of a resume: finish a replacement that was cut short, and check the best product so far.
 
         Args:
-            best_step: the step of the product that `restore` will load at the end; None: it will not.
+            best_step: step of the best weights so far, which `restore` loads at the end; None: it will not be called.
 
         Raises:
-            UserError: its product is damaged, missing, or another one's.
+            UserError: the product is damaged or missing, or belongs to another run.
         """
         if self.runtime.is_main:
             finish_replacing(self.folder)
@@ -76,13 +76,13 @@ class Product:
         if lines := damages(self.folder):
             raise UserError(f"--resume: the best model so far is damaged ({lines[0]}); put {self.folder} back from a copy, or "
                             "train anew into another --out")
-        manifest = read_manifest(self.folder)  # that of a later step is possible: the run was killed before a checkpoint
+        manifest = read_manifest(self.folder)  # of a later step if the run was killed before that step's checkpoint
         if manifest.get("run") != self._run() or manifest["step"] < best_step:
             raise UserError(f"--resume: {self.folder} holds another run's weights, or not the best of this run, those of step "
                             f"{best_step}; put them back from a copy, or train anew into another --out")
 
     def _run(self) -> str:
-        """Which run this is."""
+        """The run's identity, written into the manifest."""
         return file_sha256(self.folder.with_name("options.json"))
 
     def restore(self) -> tuple[int, float | None]:

@@ -1,9 +1,9 @@
 """The folder of a run: named, opened or resumed.
 
-    runs/x/options.json     what makes this run this run
-    runs/x/log.jsonl        one line per event
-    runs/x/step-000120/     checkpoints, and `last` (see checkpoint.py)
-    runs/x/model/           the product
+    runs/x/options.json     the options, versions and examples of the run: a resume must have the same
+    runs/x/log.jsonl        one line per event (log.py)
+    runs/x/step-000120/     checkpoints, and `last` (checkpoint.py)
+    runs/x/model/           the product (product.py)
     runs/x/finished.json    written at the end
 
 Used by both train scripts.
@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,18 +36,17 @@ from qa.training.distributed import Runtime, barrier, gather_objects
 from qa.training.precision import Precision
 from qa.training.state import TrainState
 
-Options = TypeVar("Options", bound=TrainOptions)
 RUNS = Path("runs")
 
 
-def find_run(options: Options, runtime: Runtime) -> tuple[Options, dict[str, Any] | None]:
-    """Where this run is, before data and model are loaded.
+def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
+    """Decide which folder the run has, before data and model are loaded.
 
     Returns:
-        The options with `out` filled in, and the record of the run to go on with (None: a new run).
+        The options with `out` filled in. A resumed run also keeps the `precision` that it began with, on any machine.
 
     Raises:
-        UserError: a run is there already and --resume was not given; or none is; or it is another run; or it is damaged.
+        UserError: --out already holds a run and --resume was not given; or --resume finds no run, another run or a damaged one.
     """
     if options.out is None:
         out = _newest_unfinished(options.kind) if options.resume else _new_folder(options)
@@ -57,16 +56,22 @@ def find_run(options: Options, runtime: Runtime) -> tuple[Options, dict[str, Any
         options = replace(options, out=out)
         if runtime.is_main and options.resume:
             print(f"going on with {out}")
-    recorded = check_folder(options)
-    if recorded is not None and (Path(options.out) / "finished.json").exists():
+    recorded = check_run_folder(options)
+    if recorded is None:
+        return options
+    if (Path(options.out) / "finished.json").exists():
         if runtime.is_main:
-            print(f"{options.out} has come to its end already; evaluate it with evaluate.py --ckpt {options.out}")
+            print(f"the run in {options.out} is already finished; evaluate it with evaluate.py --ckpt {options.out}")
         raise SystemExit(0)
-    return options, recorded
+    first = recorded.get("resolved_precision", options.precision)
+    if options.precision not in ("auto", first):
+        raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {first}; leave the flag "
+                        "out, or choose another --out")
+    return replace(options, precision=first)
 
 
 def _new_folder(options: TrainOptions) -> str:
-    """runs/bert-bert-base-uncased-squad, with a number where that is taken."""
+    """runs/bert-bert-base-uncased-squad; if that exists, the same name with a number."""
     parts = [options.kind, *(Path(value).stem if Path(value).suffix in (".json", ".gguf") else Path(value).name
                              for value in (options.model.removeprefix("pypi:"), options.train_data))]
     name = re.sub(r"[^\w.-]+", "-", "-".join(parts))[:150]
@@ -75,7 +80,7 @@ def _new_folder(options: TrainOptions) -> str:
 
 
 def _newest_unfinished(kind: str) -> str | None:
-    """The folder under runs/ of this script's run that was active last and has not come to its end."""
+    """Of this script's unfinished runs under runs/, the folder of the one that was active last."""
     runs = []
     for record in RUNS.glob("*/options.json"):
         try:
@@ -88,20 +93,15 @@ def _newest_unfinished(kind: str) -> str | None:
     return max(runs)[1] if runs else None
 
 
-def check_folder(options: TrainOptions) -> dict[str, Any] | None:
-    """Whether --out can be opened or resumed with these options.
-
-    Returns:
-        The record of the run that is there, or None.
-    """
+def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
+    """Check that these options can start a run in --out, or resume the one there; returns its record, or None."""
     folder = Path(options.out)
     record_path = folder / "options.json"
     check_out(folder)
     if not record_path.exists():
         if options.resume:
             raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
-        others = [name for name in ("model", "last", "log.jsonl") if (folder / name).exists()] + [
-            path.name for path in folder.glob("step-*")]
+        others = [path.name for pattern in ("model", "last", "log.jsonl", "step-*") for path in folder.glob(pattern)]
         if others:  # a run would replace them
             raise UserError(f"--out {folder}: holds {others[0]!r}, but no run of ours (no options.json); choose another folder")
         return None
@@ -118,49 +118,33 @@ def check_folder(options: TrainOptions) -> dict[str, Any] | None:
     return recorded
 
 
-def kept_precision(options: TrainOptions, recorded: dict[str, Any] | None) -> str:
-    """The number format to ask for: a resumed run keeps the one that it began with, on whatever machine.
-
-    Raises:
-        UserError: another one was typed.
-    """
-    began_with = (recorded or {}).get("resolved_precision")
-    if began_with is None:
-        return options.precision
-    if options.precision not in ("auto", began_with):
-        raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {began_with}; leave the flag "
-                        "out, or choose another --out")
-    return began_with
-
-
-def open_run(options: TrainOptions, recorded: dict[str, Any] | None, runtime: Runtime, precision: Precision,
-             examples: str) -> tuple[Path, Checkpoint | None]:
-    """Create the run's folder, or load the last checkpoint of the run that is there.
+def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, examples: str) -> tuple[Path, Checkpoint | None]:
+    """Create the run's folder; with --resume, load its last checkpoint instead.
 
     Args:
-        recorded: as `find_run` returned it.
-        examples: their `fingerprint`, so that a changed data file is noticed.
+        options: as `find_run` returned them.
+        examples: the `fingerprint` of the training examples.
 
     Returns:
         The folder, and the checkpoint to go on from (None: start at step 0).
 
     Raises:
-        UserError: the examples are others, or no checkpoint is whole.
+        UserError: the run was begun with other examples, or no checkpoint is whole.
     """
     folder, checkpoint = Path(options.out), None
-    if recorded is not None:
-        if recorded.get("examples") != examples:
+    if options.resume:
+        if json.loads((folder / "options.json").read_bytes()).get("examples") != examples:
             raise UserError(f"--resume: the training examples are not those of {folder}: the data or the tokenizer has "
                             "changed; use the same, or choose another --out")
         checkpoint = load_checkpoint(folder)
-        for line in checkpoint.warnings if checkpoint and runtime.is_main else ():
-            print(f"warning: {line}", file=sys.stderr)
         if runtime.is_main:
-            print(f"resumed from step {checkpoint.step}" if checkpoint else "no checkpoint yet: begun anew")
-    barrier(runtime)  # nobody may create the record before everybody has looked for it
-    if runtime.is_main and recorded is None:
+            for line in checkpoint.warnings if checkpoint else ():
+                print(f"warning: {line}", file=sys.stderr)
+            print(f"resumed from step {checkpoint.step}" if checkpoint else "no checkpoint yet: starting again from step 0")
+    barrier(runtime)  # rank 0 may create the record only after every rank has seen that there is none
+    if runtime.is_main and not options.resume:
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"the run is {folder}")
+        print(f"the run is in {folder}")
         write_json(folder / "options.json", {
             **qa_options.record(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
             "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})
@@ -168,7 +152,7 @@ def open_run(options: TrainOptions, recorded: dict[str, Any] | None, runtime: Ru
 
 
 def finish_run(folder: Path, state: TrainState, runtime: Runtime) -> None:
-    """Say in the folder that the run has come to its end: `--resume` without --out passes it over."""
+    """Mark the run as finished, so that `--resume` without --out does not choose it."""
     if runtime.is_main:
         write_json(folder / "finished.json", {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
 
@@ -179,7 +163,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(passages: list[Passage], tokens: np.ndarray) -> str:
-    """A SHA-256 over what the run learns from: the questions, in order, with their answers and tokens."""
+    """A SHA-256 of what the run learns from: the questions in order, their answers and tokens."""
     questions = [(example.id, example.answers) for passage in passages for example in passage.examples]
     digest = hashlib.sha256(repr(questions).encode("utf-8", "backslashreplace"))
     digest.update(tokens.tobytes())

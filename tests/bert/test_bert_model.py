@@ -26,9 +26,9 @@ from transformers import (
 from qa import weights
 from qa.bert.model import BertSpanModel, load_bert, load_weights, save_bert, span_loss
 from qa.bert.windows import make_windows
+from qa.cpu.dropout import Dropout
 from qa.data.squad import parse_squad
 from qa.errors import UserError
-from qa.training.dropout import Dropout
 
 SIZES = dict(vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
              max_position_embeddings=128, initializer_range=0.1)

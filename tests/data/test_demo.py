@@ -1,7 +1,7 @@
 """The built-in encyclopedia can be answered, but only by reading it, and its splits have nothing in common.
 
 The oracle is a reader of our own: it takes a passage apart clause by clause, with the phrasings of
-demo_facts.py turned into regular expressions, and so knows what is said about whom.
+demo_facts.toml turned into regular expressions, and so knows what is said about whom.
 """
 
 import hashlib
@@ -9,13 +9,13 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from qa.data.demo import GOODS, MONTHS, NAMES, demo_squad
-from qa.data.demo_facts import KINDS
+from qa.data.demo import GOODS, KINDS, MONTHS, NAMES, PATTERNS, demo_squad
 from qa.data.squad import parse_squad
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ FORMS = {  # what the values of a type look like
     "date": r"\b\d{1,2} [A-Z][a-z]+ \d{4}\b",
     "number": r"\b\d{3}\b",
     "person": r"\b[A-Z][a-z]+ [A-Z][a-z]+\b",
-    "city": "|".join(NAMES["train"]["place"].split() + NAMES["held_out"]["place"].split()),
+    "city": "|".join(NAMES["train"]["place"] + NAMES["held_out"]["place"]),
     "goods": "|".join(GOODS["train"] + GOODS["held_out"]),
 }
 WHO = r"[\w ]+?"  # a subject: its name, or "the former", "the bridge", "it", ...
@@ -41,7 +41,7 @@ GOLDEN = {
 def articles(split, v2=False):
     """[(kind, article)]; shared by the tests, which change nothing in it."""
     document = demo_squad(split, v2)
-    return [(next(kind for kind in KINDS if matches(kind.title, article["title"])), article)
+    return [(next(kind for kind in KINDS if matches((kind.title,), article["title"])), article)
             for article in document["data"]]
 
 
@@ -64,7 +64,7 @@ def patterns(phrasings, value):
         return f"[{first[0]}{first[0].upper()}]"
 
     found = []
-    for phrasing in phrasings.split("|"):
+    for phrasing in phrasings:
         pattern = re.sub("^[a-z]", either_case, phrasing.replace("?", r"\?"))
         found.append(re.compile(re.sub(r"\{(\w+)\}", group, pattern)))
     return found
@@ -72,7 +72,7 @@ def patterns(phrasings, value):
 
 def matches(phrasings, text, value=".+?"):
     """The fields of `text` if it is one of the phrasings, else None."""
-    for pattern in patterns(phrasings, value):
+    for pattern in patterns(tuple(phrasings), value):
         if match := pattern.fullmatch(text):
             return {field: part[0].lower() + part[1:] if part.startswith("The ") else part
                     for field, part in match.groupdict().items()}
@@ -82,7 +82,7 @@ def matches(phrasings, text, value=".+?"):
 def asked(kind, split, question):
     """(fact, subject) of a question; there must be exactly one reading."""
     found = [(fact, match["s"]) for fact in kind.facts
-             if (match := matches(getattr(fact, f"{split}_asks"), question))]
+             if (match := matches(fact.asks[split], question))]
     assert len(found) == 1, (question, found)
     return found[0]
 
@@ -90,13 +90,13 @@ def asked(kind, split, question):
 def read(kind, split, context):
     """All that a passage says: {(subject, fact): value}."""
     first, *rest = context[:-1].split(". ")
-    opening = matches(getattr(kind, f"{split}_opens"), first)
+    opening = matches(kind.opens[split], first)
     said = {}
     for clause in re.split(r", while |\. ", ". ".join(rest)):
         subject = opening["a"] if clause[1:].startswith(opening["a"][1:]) else opening["b"]
         for predicate in clause[len(subject) + 1:].split(" and "):
             readings = [(fact, match) for fact in kind.facts
-                        if (match := matches(getattr(fact, f"{split}_says"), predicate, FORMS[fact.type]))]
+                        if (match := matches(fact.says[split], predicate, FORMS[fact.type]))]
             assert len(readings) == 1, (clause, readings)
             fact, match = readings[0]
             assert clause[1:].startswith(subject[1:]) and (subject, fact) not in said
@@ -159,7 +159,7 @@ def test_v2_is_v1_with_unanswerable_questions_added(split):
 
 
 def test_splits_share_no_names():
-    known = set(re.findall(r"\w+", f"{KINDS} {MONTHS} in the she he it".lower()))
+    known = set(re.findall(r"\w+", f"{KINDS} {PATTERNS} {MONTHS} in the she he it".lower()))
     names = {split: {word for word in re.findall(r"\b[A-Z][a-z]+", json.dumps(demo_squad(split, v2=True)))
                      if word.lower() not in known} for split in SPLITS}
     assert len(names["train"]) > 100 and len(names["held_out"]) > 50
@@ -170,12 +170,19 @@ def test_splits_share_no_phrasings():
     facts = [fact for kind in KINDS for fact in kind.facts]
     for _, paragraph in passages("held_out", v2=True):
         opening = paragraph["context"].split(". ")[0]
-        assert not any(matches(kind.train_opens, opening) for kind in KINDS)
+        assert not any(matches(kind.opens["train"], opening) for kind in KINDS)
         for fact in facts:
-            for predicate in fact.train_says.split("|"):
+            for predicate in fact.says["train"]:
                 assert not re.search(re.escape(predicate).replace(r"\{x\}", f"({FORMS[fact.type]})") + r"\b",
                                      paragraph["context"])
-            assert not any(matches(fact.train_asks, qa["question"]) for qa in paragraph["qas"])
+            assert not any(matches(fact.asks["train"], qa["question"]) for qa in paragraph["qas"])
+
+
+def test_the_package_ships_its_data_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = project["tool"]["setuptools"]["package-data"]
+    others = [path for path in (ROOT / "qa").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert [path.name for path in others] == shipped["qa.data"] == ["demo_facts.toml"]
 
 
 @pytest.mark.parametrize("split, v2", GOLDEN)

@@ -13,8 +13,6 @@ from qa.data.squad import Example, load_squad
 from qa.evaluation import metrics
 from qa.evaluation.metrics import (
     best_threshold,
-    exact_match,
-    f1_score,
     missing_predictions,
     normalize_answer,
     question_scores,
@@ -100,6 +98,7 @@ def test_normalisation_worked_by_hand(text, expected):
 
 @pytest.mark.parametrize("prediction, gold, exact, f1_v1, f1_v2", [
     ("The Denver Broncos!", "denver broncos", 1, 1.0, 1.0),
+    ("Denver Broncos, of Colorado", "The Denver Broncos", 0, 2 / 3, 2 / 3),  # as in the docstring of metrics.py
     ("Broncos", "Denver Broncos", 0, 2 / 3, 2 / 3),
     ("cat cat cat", "cat cat sat", 0, 2 / 3, 2 / 3),  # common 2 of 3: the third cat has no partner
     ("cat", "cat cat cat", 0, 0.5, 0.5),
@@ -112,9 +111,9 @@ def test_normalisation_worked_by_hand(text, expected):
     ("10", "10.0", 0, 0.0, 0.0),
 ])
 def test_pair_scores_worked_by_hand(prediction, gold, exact, f1_v1, f1_v2):
-    assert exact_match(prediction, gold) == exact
-    assert f1_score(prediction, gold, is_v2=False) == pytest.approx(f1_v1, abs=1e-15)
-    assert f1_score(prediction, gold, is_v2=True) == pytest.approx(f1_v2, abs=1e-15)
+    for is_v2, f1 in ((False, f1_v1), (True, f1_v2)):
+        ([found_exact], [found_f1]) = question_scores([make_example("q", gold)], {"q": prediction}, is_v2)
+        assert found_exact == exact and found_f1 == pytest.approx(f1, abs=1e-15)
 
 
 def test_questions_worked_by_hand():
@@ -177,6 +176,16 @@ def test_refusal_is_strictly_above_the_threshold():
     assert score_v2(examples, predictions, {"r": 0.6}, 0.5)["exact"] == 100.0  # q has no score: answered
 
 
+def test_threshold_search_worked_by_hand():
+    """The table in `_threshold_curves`."""
+    examples = [make_example("a", "cat"), make_example("b"), make_example("c", "cat sat on mat")]
+    predictions, na_probs = {"a": "cat", "b": "dog", "c": "cat and sat dog"}, {"a": 0.1, "b": 0.6, "c": 0.8}
+    scores = question_scores(examples, predictions, is_v2=True)
+    thresholds, _, f1_sums = metrics._threshold_curves(examples, predictions, na_probs, scores)
+    assert thresholds.tolist() == [0.0, 0.1, 0.6, 0.8] and f1_sums.tolist() == [1, 2, 1, 1.5]
+    assert best_threshold(examples, predictions, na_probs) == pytest.approx(0.35)  # in the middle of 0.1 and 0.6
+
+
 def test_constant_scores_have_no_best_but_all_or_nothing():
     examples = [make_example(str(i), *(["cat"] if i < 4 else [])) for i in range(10)]
     predictions = {example.id: "cat" for example in examples}
@@ -214,12 +223,12 @@ def test_without_ties_the_best_figures_are_the_official_ones():
 
 @pytest.mark.parametrize("levels", [[0.5], [0.1, 0.5, 0.9], [-7.25, -2.0, 0.0, 3.0],
                                     [1 + 2**-52, 1 + 2**-51]])  # neighbours; their mean rounds up
-def test_chosen_threshold_has_the_best_f1_and_stands_midway(levels):
+def test_chosen_threshold_has_the_best_f1_and_is_in_the_middle(levels):
     rng = random.Random(6)
     for _ in range(150):
         examples, predictions, na_probs = random_v2_case(rng, levels)
-        threshold, found = best_threshold(examples, predictions, na_probs)
-        assert found == score_v2(examples, predictions, na_probs, threshold)
+        threshold = best_threshold(examples, predictions, na_probs)
+        found = score_v2(examples, predictions, na_probs, threshold)
         assert found["f1"] == pytest.approx(found["best_f1"], abs=1e-9)
         seen = sorted({na_probs[question_id] for question_id in na_probs if question_id in predictions})
         tried = [min(levels) - 1, *seen]

@@ -15,7 +15,8 @@ from qa.llama.candidates import describe_reachability, make_trie
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import encode_passages
 from qa.llama.grounding import ground
-from qa.llama.prompt import PromptTemplate, one_line
+from qa.llama.prompt import PromptTemplate
+from qa.llama.wording import one_line
 
 TEXT = "The tower (1889) is 330 metres tall.\nThe  tower's naïve_x 塔, don't stop... </s> </s> the the."
 WORDS = ["tower", "the", "Norman", "1889", "of", "x", "naïve", "²", "e\u0301", "塔", "高い", "ที่", "—", "(", ")", "'s", "...",

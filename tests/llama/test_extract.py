@@ -251,8 +251,8 @@ def test_the_plain_search_finds_the_same_spans(tiny_llama_factory, template, num
             trie = make_trie(template, piece.text, 12)
             best, steps, _ = best_first(trie, prefix_log_probs(model, template, found.prompt), num_best)
             assert [step.answer_log_prob for step in best] == pytest.approx([span.log_prob for span in found.spans], abs=1e-4)
-            offset = piece.start_char
-            assert [trie.spans[step.node] for step in best] == [(start - offset, end - offset) for _, start, end, _ in found.spans]
+            places = [(span.start_char - piece.start_char, span.end_char - piece.start_char) for span in found.spans]
+            assert [trie.spans[step.node] for step in best] == places
             num_run, num_extracted = num_run + len(steps) - 1, num_extracted + found.num_expanded
     assert 0 < num_run <= num_extracted  # the fast search runs a few prefixes more, in far fewer passes
 

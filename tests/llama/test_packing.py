@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from qa.llama.attention import Layout, attention, use_packed_attention, visible
+from qa.llama.attention import Layout, packed_attention, use_packed_attention, visible
 from qa.llama.encode import Piece, Prompt
-from qa.llama.packing import AnswerLoss, Row, collate, micro_batches
+from qa.llama.loss import AnswerLoss, plain_answer_loss
+from qa.llama.packing import Row, collate, deal_rows, micro_batches
 
 INSTRUCTION = [5, 6, 7]
 
@@ -29,17 +29,6 @@ def random_prompts(seed, num_passages=3, max_questions=4, vocab_size=384):
         for _ in range(rng.randint(1, max_questions)):
             prompts.append(Prompt(len(prompts), f"q{len(prompts)}", piece, ids(2, 8), [*ids(0, 4), 1]))
     return prompts
-
-
-def loss_of_separate_rows(model, prompts):
-    """The independent computation: every question alone, causal, all logits, positions and mask by transformers."""
-    total = 0.0
-    for prompt in prompts:
-        ids = INSTRUCTION + prompt.piece.ids + prompt.question_ids + prompt.answer_ids
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0]  # [L, V]
-        begin = len(ids) - len(prompt.answer_ids)
-        total = total + cross_entropy(logits[begin - 1 : -1], torch.tensor(ids[begin:]), reduction="sum")
-    return total
 
 
 def loss_and_gradients(model, loss):
@@ -60,7 +49,7 @@ def test_packed_equals_one_row_per_question(tiny_llama_factory, monkeypatch, tie
     model = tiny_llama_factory(tie=tie, num_kv_heads=num_kv_heads).double()
     for seed in range(3):
         prompts = random_prompts(seed)
-        expected, expected_gradients = loss_and_gradients(model, loss_of_separate_rows(model, prompts))
+        expected, expected_gradients = loss_and_gradients(model, plain_answer_loss(model, prompts, INSTRUCTION))
         (rows,) = micro_batches(prompts, len(INSTRUCTION), micro_tokens=10_000)
         loss, gradients = loss_and_gradients(model, AnswerLoss(model)(collate(rows, INSTRUCTION)))
         assert loss == pytest.approx(expected, rel=tolerance)
@@ -179,7 +168,7 @@ def test_attention_of_flat_rows_matches_a_loop(num_kv_heads, is_cached):
     if is_cached:
         key, value = all_keys, all_values
     mask = visible(segments, all_segments)
-    found, _ = attention(None, query, key, value, mask, layout=layout, scaling=d**-0.5)
+    found, _ = packed_attention(None, query, key, value, mask, layout=layout, scaling=d**-0.5)
     assert found.shape == (1, T, h, d)
     for t in range(T):
         row, slot = divmod(int(layout.places[t]), layout.width)
@@ -198,7 +187,7 @@ def test_stock_generate_still_works_after_packing(tiny_llama):
     assert torch.equal(tiny_llama.generate(ids, max_new_tokens=5, do_sample=False), expected)
 
 
-def test_decoding_rows_predict_behind_the_cue():
+def test_decoding_rows_predict_after_the_cue():
     piece = Piece([9, 9], "", 0)
     rows = [Row(piece, [Prompt(0, "a", piece, [3, 4], []), Prompt(1, "b", piece, [3, 4, 8], [])])]
     batch = collate(rows, INSTRUCTION)
@@ -212,12 +201,24 @@ def test_micro_batches_hold_every_question_once_within_the_bound(micro_tokens):
         prompts = random_prompts(seed, num_passages=6, max_questions=9)
         batches = micro_batches(prompts, len(INSTRUCTION), micro_tokens)
         found = [prompt for rows in batches for row in rows for prompt in row.prompts]
-        assert sorted(prompt.index for prompt in found) == list(range(len(prompts)))
+        assert sorted(prompt.example_index for prompt in found) == list(range(len(prompts)))
         for rows in batches:
             assert all(prompt.piece is row.piece for row in rows for prompt in row.prompts)
             size = len(rows) * (len(INSTRUCTION) + max(row.num_tokens() for row in rows))
             assert size <= micro_tokens or len(rows) == len(rows[0].prompts) == 1
     assert len(batches) == 1 or micro_tokens < 10_000
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_ranks_get_every_question_once_and_whole_passages(num_ranks):
+    prompts = random_prompts(7, num_passages=4)
+    shares = deal_rows(prompts, num_ranks, len(INSTRUCTION), micro_tokens=60)
+    found = [[prompt for rows in share for row in rows for prompt in row.prompts] for share in shares]
+    assert len(shares) == num_ranks
+    assert sorted(prompt.example_index for share in found for prompt in share) == list(range(len(prompts)))
+    pieces = [piece for share in found for piece in {prompt.piece for prompt in share}]
+    assert len(pieces) == len(set(pieces)) == 4
+    assert shares == [micro_batches(share, len(INSTRUCTION), 60) for share in found]
 
 
 def test_logits_are_computed_where_an_answer_token_is_predicted_only(tiny_llama):

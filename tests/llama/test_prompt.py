@@ -1,4 +1,4 @@
-"""Prompts: what the ids of the segments say when they are put together, and where an answer ends."""
+"""Prompts: what the ids of the parts say when they are put together, and where an answer ends."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import pytest
 
 from qa.data.squad import Answer, Example, Passage
 from qa.errors import UserError
-from qa.llama.encode import encode_passages
-from qa.llama.prompt import (
-    DATE,
-    INSTRUCTION,
-    REFUSAL,
-    Demonstration,
-    PromptTemplate,
-    choose_demonstrations,
-)
+from qa.llama.chat import DATE, Frame, chat_frame
+from qa.llama.demonstrations import Demonstration, choose_demonstrations
+from qa.llama.encode import encode_passages, split_passage
+from qa.llama.prompt import PromptTemplate
+from qa.llama.wording import INSTRUCTION, REFUSAL
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -52,9 +48,18 @@ def as_text(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def without_sentencepiece_blanks(text):
-    """SentencePiece prints a blank behind a special token, whoever encodes the text: the model's own way."""
+def without_sentencepiece_spaces(text):
+    """SentencePiece prints a space after a special token, whoever encodes the text: the model's own way."""
     return text.replace("<s> ", "<s>").replace("</s> ", "</s>")
+
+
+def test_frame_of_a_chat_template_in_literal_text(byte_level_tokenizer):
+    byte_level_tokenizer.chat_template = CHATML
+    frame = chat_frame(byte_level_tokenizer, "Copy a phrase.", [Demonstration("Rome.", "What?", "Rome")], DATE)
+    assert frame == Frame(
+        before_passage="<|im_start|>system\nCopy a phrase.<|im_end|>\n<|im_start|>user\nPassage:\nRome.\n\nQuestion: What?"
+        "<|im_end|>\n<|im_start|>assistant\nAnswer: Rome<|im_end|>\n<|im_start|>user\nPassage:\n",
+        before_question="\n\nQuestion:", cue="<|im_end|>\n<|im_start|>assistant\nAnswer:", after_answer="<|im_end|>\n")
 
 
 def test_plain_prompt_is_passage_question_answer_and_nothing_else(tokenizer):
@@ -62,13 +67,13 @@ def test_plain_prompt_is_passage_question_answer_and_nothing_else(tokenizer):
     bos = tokenizer.bos_token if template.instruction_ids else ""
     expected = f"{bos}{CONTEXT}\nWho built the tower?\nAnswer: Gustave Eiffel{tokenizer.eos_token}"
     text = as_text(tokenizer, whole_prompt(template))
-    assert without_sentencepiece_blanks(text) == without_sentencepiece_blanks(expected)
+    assert without_sentencepiece_spaces(text) == without_sentencepiece_spaces(expected)
 
 
 @pytest.mark.parametrize("chat_template", [CHATML, LLAMA2, LLAMA3, None])
 @pytest.mark.parametrize("is_v2", [False, True])
 def test_engineered_prompt_is_the_rendered_chat_template(tokenizer, chat_template, is_v2):
-    """The oracle: the template rendered with the real texts. Only the blanks between the seams are ours."""
+    """The oracle: the template rendered with the real texts. Only the spaces at the seams are ours."""
     tokenizer.chat_template = chat_template
     demonstration = Demonstration("Rome is old.", "Is Rome old?", "old")
     template = PromptTemplate(tokenizer, "engineered", is_v2, [demonstration])
@@ -99,7 +104,7 @@ def test_engineered_prompt_is_the_rendered_chat_template(tokenizer, chat_templat
             end = tokenizer.eos_token
         expected = expected[: expected.rindex("Gustave Eiffel")] + "Gustave Eiffel" + end
     text = as_text(tokenizer, whole_prompt(template))
-    assert without_sentencepiece_blanks(text) == without_sentencepiece_blanks(expected)
+    assert without_sentencepiece_spaces(text) == without_sentencepiece_spaces(expected)
     if chat_template == LLAMA3:
         assert f"Today: {DATE} {DATE}\n" in text
 
@@ -112,7 +117,7 @@ def test_sentencepiece_segments_are_those_of_the_whole_text(sentencepiece_tokeni
     assert ids == sentencepiece_tokenizer(f"{context}\n{question}\nAnswer: Gustave").input_ids
 
 
-def test_no_segment_ends_in_a_blank_and_the_answer_brings_its_own(tokenizer):
+def test_no_part_ends_in_a_space_and_the_answer_brings_its_own(tokenizer):
     for chat_template in (None, CHATML, LLAMA2):
         tokenizer.chat_template = chat_template
         template = PromptTemplate(tokenizer, "engineered")
@@ -141,7 +146,7 @@ def test_answer_survives_encoding_and_ends_once(tokenizer):
         assert template.decode(ids) == " ".join(answer.split())
 
 
-def test_end_tokens_are_the_special_ones_and_blanks_up_to_a_newline(tokenizer):
+def test_end_tokens_are_the_special_ones_and_spaces_up_to_a_newline(tokenizer):
     template = PromptTemplate(tokenizer, "plain")
     special = set(tokenizer.all_special_ids)
     for id in range(len(tokenizer)):
@@ -157,9 +162,9 @@ def test_end_tokens_are_the_special_ones_and_blanks_up_to_a_newline(tokenizer):
 def test_token_with_text_and_newline_closes_and_is_cut(byte_level_tokenizer):
     byte_level_tokenizer.add_tokens([".\n", " \n", "\n\n"])
     template = PromptTemplate(byte_level_tokenizer, "plain")
-    closing, blank, double = (byte_level_tokenizer.convert_tokens_to_ids(t) for t in (".\n", " \n", "\n\n"))
+    closing, space, double = (byte_level_tokenizer.convert_tokens_to_ids(t) for t in (".\n", " \n", "\n\n"))
     assert template.closing_token_ids == [closing]
-    assert {blank, double} <= set(template.end_token_ids)
+    assert {space, double} <= set(template.end_token_ids)
     assert template.decode(template.answer_ids("Eiffel")[:-1] + [closing]) == "Eiffel."
 
 
@@ -209,7 +214,7 @@ BROKEN = {  # what a template does -> the template, and what the refusal names
     "one line": (chatml("m['content'].split() | join(' ')"), "changes .*Rome"),
     "JSON": (chatml("m['content'] | tojson"), "changes .*Rome"),
     "HTML": (chatml("m['content'] | e"), "changes .*Passage"),
-    "two blanks to one": (chatml("m['content'] | replace('  ', ' ')"), "changes .*Passage"),
+    "two spaces to one": (chatml("m['content'] | replace('  ', ' ')"), "changes .*Passage"),
     "long turns cut": (chatml("m['content'][:80]"), "drops or changes"),
     "instruction in capitals": (chatml("m['content'] | replace('Read', 'READ')"), "instruction"),
 }
@@ -276,14 +281,16 @@ def test_pieces_cover_the_passage_and_fit(tokenizer, seed):
     context = "".join(rng.choice(["the ", "tower", " Norman", "\n", " ", "塔", "🗼", "1889", "é", "."]) for _ in range(150))
     template = PromptTemplate(tokenizer, "plain")
     max_tokens, overlap = rng.randint(12, 40), rng.randint(0, 8)
-    pieces = template.split_passage(context, max_tokens, overlap)
+    pieces = split_passage(template, context, max_tokens, overlap)
     assert len(pieces) > 1
-    assert pieces[0][0] == 0 and pieces[-1][1] == len(context)
-    for start_char, end_char in pieces:
-        assert len(template.passage_ids(context[start_char:end_char])) <= max_tokens
-    for (start_a, end_a), (start_b, end_b) in zip(pieces, pieces[1:], strict=False):
-        assert start_a < start_b <= end_a < end_b
-    assert template.split_passage(context, 10_000, 0) == [(0, len(context))]
+    assert pieces[0].start_char == 0 and pieces[-1].end_char == len(context)
+    for piece in pieces:
+        assert piece.text == context[piece.start_char : piece.end_char]
+        assert piece.ids == template.passage_ids(piece.text) and len(piece.ids) <= max_tokens
+    for one, following in zip(pieces, pieces[1:], strict=False):
+        assert one.start_char < following.start_char <= one.end_char < following.end_char
+    (whole,) = split_passage(template, context, 10_000, 0)
+    assert (whole.ids, whole.text, whole.start_char) == (template.passage_ids(context), context, 0)
 
 
 def test_training_prompt_takes_the_piece_that_shows_the_answer(tokenizer):
@@ -292,7 +299,7 @@ def test_training_prompt_takes_the_piece_that_shows_the_answer(tokenizer):
     passages = [make_passage(context, answer=f"word{i}", number=i) for i in range(200)]  # of one text: they share its pieces
     passages.append(make_passage(context, number=200))
     prompts, notes = encode_passages(template, passages, max_length=120, overlap=30)
-    assert [prompt.index for prompt in prompts] == list(range(201))
+    assert [prompt.example_index for prompt in prompts] == list(range(201))
     assert len(notes) == 1 and notes[0].startswith("1 of 1 passages")
     for prompt, passage in zip(prompts[:200], passages, strict=False):
         piece, answer = prompt.piece, passage.examples[0].answers[0]

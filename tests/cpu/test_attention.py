@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qa.bert.attention import attention
 from qa.bert.model import load_bert
-from qa.training.dropout import keep_words
+from qa.cpu.attention import attention
+from qa.cpu.dropout import keep_words
 
 SHAPE = B, H, L, D = 3, 2, 17, 8
 

@@ -1,17 +1,16 @@
-"""Self-attention for BERT, with the way of computing it chosen by measurement.
+"""Skip this on first reading: BERT's self-attention once more, for training on a CPU. A GPU never runs it.
 
     P = softmax(Q K^T / sqrt(d) + mask),   O = dropout(P) V          (Vaswani et al. 2017, section 3.2.1)
 
-On a GPU, and on a CPU in fp32 without gradients, PyTorch's fused `scaled_dot_product_attention` is the fastest. In training
-on a CPU it is not: with dropout it falls back to an unfused path, and without it the fused kernel's backward pass is slower
-than the plain matrix products; in bf16 its forward pass is slower as well. There `_Attention` spells the products out. Its
-backward pass uses the identity of FlashAttention (Dao et al. 2022, appendix B.2), which replaces a pass over [L, L] by one
-over [L, d]:
+PyTorch's own `scaled_dot_product_attention` computes this, and is the fastest on a GPU, and on a CPU in fp32 without gradients.
+In training on a CPU the plain matrix products of `_Attention` are faster, and in bf16 also without gradients. The backward
+pass uses an identity of FlashAttention (Dao et al. 2022, appendix B.2), which replaces a sum over [L, L] by one over [L, d]:
 
     dS = P * (dP - rowsum(dP * P)),   rowsum(dP * P) = rowsum(dO * O)
 
-It holds with dropout too, because O already contains the mask. `register` makes the function known to transformers under
-the name "qa_attention" (a custom function must be registered for masks as well, or it silently gets none).
+It holds with dropout too, because O already contains the mask. `register` tells transformers the name "qa_attention". A
+function of one's own must be registered for masks as well: otherwise transformers passes it no mask, and says nothing.
+Used by: bert/model.py.
 
 B windows   h heads   L tokens   d size of a head
 """
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from qa.training.dropout import keep_bits, keep_words
+from qa.cpu.dropout import keep_bits, keep_words
 
 NAME = "qa_attention"
 
@@ -64,7 +63,7 @@ class _Attention(torch.autograd.Function):
 
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
               dropout: float = 0.0, scaling: float | None = None, **_) -> tuple[Tensor, None]:
-    """transformers' attention interface.
+    """One attention layer, called by transformers.
 
     Args:
         query, key, value: [B, h, L, d].
@@ -72,11 +71,11 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
         dropout: drop probability of the attention weights (0 outside training).
 
     Returns:
-        [B, L, h, d], and None for the attention weights, which nobody asks for.
+        [B, L, h, d], and None: nobody asks for the attention weights.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    plain = torch.is_grad_enabled() or query.dtype == torch.bfloat16
-    if plain and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    products = torch.is_grad_enabled() or query.dtype == torch.bfloat16
+    if products and query.device.type == "cpu" and not torch.compiler.is_compiling():
         bias = None
         if attention_mask is not None:
             bias = torch.zeros(attention_mask.shape, dtype=query.dtype)

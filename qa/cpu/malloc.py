@@ -1,0 +1,22 @@
+"""Skip this on first reading: a setting of the C library that makes training on a CPU faster. No number depends on it.
+
+A training step allocates the same large tensors again and again. glibc's malloc returns a freed block to the kernel, and the
+kernel fills the next one with zeros page by page. With these settings malloc keeps freed blocks of up to 32 MB and uses them
+again: a BERT step became about a fifth faster (benchmarks/bert_training.py). Used by: training/distributed.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# (parameter's number in malloc.h, bytes)
+SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
+
+
+def keep_freed_memory() -> None:
+    """Change malloc's settings for this process; without glibc (macOS, Windows) nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, num_bytes in SETTINGS.values():
+            mallopt(parameter, num_bytes)

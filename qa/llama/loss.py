@@ -1,0 +1,59 @@
+"""The loss of LLaMA: -sum log P(answer token | all before it), over the answer tokens alone.
+
+`plain_answer_loss` is the definition: the library's model reads one question at a time. `AnswerLoss` trains: it reads the
+packed rows of packing.py, each passage once. Both give the same loss and gradient (tests/llama/test_packing.py).
+
+One step of the way cannot be seen here. `AnswerLoss` gives LlamaModel an argument that it does not know, `layout`. transformers
+hands such arguments on, through LlamaModel, its layers and LlamaAttention, to the attention function that
+`use_packed_attention` has chosen: `packed_attention` in attention.py.
+
+Used by: train_llama.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qa.llama.attention import use_packed_attention, visible
+from qa.llama.encode import Prompt
+from qa.llama.packing import Batch
+from qa.training.precision import at_least_fp32
+
+# B rows of a batch, T tokens of all rows, L tokens of one, N answer tokens of a batch, H hidden size, V vocabulary
+
+
+def plain_answer_loss(model: nn.Module, prompts: Sequence[Prompt], instruction_ids: list[int]) -> Tensor:
+    """The sum over the prompts' answer tokens, one question at a time: no packing, no mask or positions of ours."""
+    loss = torch.zeros((), device=model.device)
+    for prompt in prompts:
+        ids = torch.tensor(instruction_ids + prompt.piece.ids + prompt.question_ids + prompt.answer_ids, device=model.device)
+        begin = len(ids) - len(prompt.answer_ids)
+        logits = model(ids[None], use_cache=False).logits[0]  # [L, V]; those at place i predict token i + 1
+        loss = loss + cross_entropy(at_least_fp32(logits[begin - 1 : -1]), ids[begin:], reduction="sum")
+    return loss
+
+
+class AnswerLoss(nn.Module):
+    """The same sum, over a batch of packed rows.
+
+    A module, so that the loss is one `forward`: torch.compile and DistributedDataParallel see all of it.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        use_packed_attention(model)
+        self.model = model  # LlamaForCausalLM
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum, a scalar in at least fp32; `len(batch.targets)` is the number of its terms."""
+        segments = batch.layout.spread(batch.segments, fill=-1)  # [B, L]
+        hidden = self.model.model(
+            input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=visible(segments, segments),
+            layout=batch.layout, use_cache=False,
+        ).last_hidden_state[0]  # [T, H]
+        logits = self.model.lm_head(hidden[batch.predicting])  # [N, V], never [T, V]
+        return cross_entropy(at_least_fp32(logits), batch.targets, reduction="sum")
