@@ -162,7 +162,8 @@ def test_flags_of_evaluate(error_of, tiny_bert_folder, data_file, tmp_path):
     assert str(predictions) in error_of(evaluate, *data, "--predictions", predictions)
     assert str(data_file) in error_of(evaluate, *data, "--ckpt", tiny_bert_folder, "--max-length", "128", "--overlap", "32",
                                       "--out", data_file)
-    for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact")):
+    for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact"),
+                  ("--trace", "1")):
         assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(flags[0])
 
 
