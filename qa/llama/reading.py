@@ -93,35 +93,26 @@ def drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int]) 
 
 
 def refusal_log_probs(model, reading: Reading, template: PromptTemplate, chunk: int = 0) -> list[float | None]:
-    """v2.0: log P(refusal, end | prompt) of each question; v1.1: None of each."""
-    num_questions = len(reading.prompts)
-    if template.refusal is None:
-        return [None] * num_questions
-    return answer_log_probs(model, reading, template, [template.answer_ids(template.refusal)] * num_questions, chunk)
-
-
-def answer_log_probs(model, reading: Reading, template: PromptTemplate, answers: Sequence[list[int]],
-                     chunk: int = 0) -> list[float]:
-    """log P(tokens, end | prompt) of one given answer per question, as `PromptTemplate.answer_ids` encodes it.
+    """v2.0: log P(refusal, end | prompt) of each question; v1.1: None of each.
 
     The cache is the same afterwards. `chunk`: rows of logits at a time; 0: all.
     """
-    device, num_questions = model.device, len(answers)
-    lengths = torch.tensor([len(ids) - 1 for ids in answers], device=device)  # [Q] without the end
-    fed = torch.tensor([id for ids in answers for id in ids[:-1]], device=device)  # [T]
-    steps = torch.tensor([step for ids in answers for step in range(len(ids) - 1)], device=device)  # [T]
-    rows, segments, positions = (values.repeat_interleave(lengths)
-                                 for values in (reading.rows, reading.segments, reading.positions))
-    hidden = forward_tokens(model, reading.cache, rows, fed, positions + steps, segments, keep=False)
-    hidden = torch.cat([reading.hidden, hidden])  # [Q + T, H]
+    num_questions, device = len(reading.prompts), model.device
+    if template.refusal is None:
+        return [None] * num_questions
+    ids = torch.tensor(template.answer_ids(template.refusal)[:-1], device=device)  # [n] without the end
+    n = len(ids)
+    rows, segments, positions = (values.repeat_interleave(n) for values in (reading.rows, reading.segments, reading.positions))
+    hidden = forward_tokens(model, reading.cache, rows, ids.repeat(num_questions),
+                            positions + torch.arange(n, device=device).repeat(num_questions), segments, keep=False)
+    hidden = torch.cat([reading.hidden, hidden])  # [Q + Q n, H]
 
-    # Each token is predicted by the one before it (rows Q ... Q + T - 1 of hidden), the first by the cue (rows 0 ... Q - 1).
-    cues = torch.arange(num_questions, device=device)  # [Q]
-    questions = cues.repeat_interleave(lengths)  # [T]
-    before = torch.where(steps == 0, questions, num_questions + torch.arange(len(fed), device=device) - 1)
-    last = torch.where(lengths == 0, cues, num_questions + lengths.cumsum(0) - 1)
-    log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, fed, chunk or len(hidden))
-    return end_log_probs[last].index_add(0, questions, log_probs).tolist()
+    # Row q of hidden predicts the first token of question q's refusal, row Q + q n + i the token (or the end) after token i.
+    cues, others = torch.arange(len(hidden), device=device).split([num_questions, num_questions * n])
+    before = torch.cat([cues[:, None], others.view(num_questions, n)], dim=1)  # [Q, n + 1]
+    log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before[:, :-1].flatten(), ids.repeat(num_questions),
+                                                chunk or len(hidden))
+    return sum(log_probs.view(num_questions, n).T, start=end_log_probs[before[:, -1]]).tolist()
 
 
 def chosen_log_probs(model, template: PromptTemplate, hidden: Tensor, before: Tensor, tokens: Tensor,
