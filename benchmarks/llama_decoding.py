@@ -108,7 +108,7 @@ def compare_exact(model, template: PromptTemplate, prompts: Sequence[Prompt], ar
         exact_times.append(seconds)
         print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
               f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
-    print(*describe_work([extraction.work for extraction in join_pieces(found)]), sep="\n")
+    print(*describe_work(join_pieces(found)), sep="\n")
     print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
           f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
           "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")
@@ -180,7 +180,7 @@ def long_passage(model, template: PromptTemplate, passages: Sequence[Passage], a
     (best,) = join_pieces(found)
     print(*notes, f"a passage of {len(template.passage_ids(text)):,} tokens in {len(prompts)} piece(s), read "
           f"{args.micro_tokens:,} at a time: {best.spans[0].text!r}, log P {best.spans[0].log_prob:.4f}, "
-          f"{'proven' if best.is_proven else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "
+          f"{'proven' if best.gap is None else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "
           f"{peak_mb():,.0f} MB, before it {before:,.0f}", sep="\n")
 
 

@@ -23,7 +23,7 @@ from qa.llama.extract import extract
 from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
-from qa.llama.search import Extraction, Work, describe_work, join_pieces
+from qa.llama.search import Extraction, describe_work, join_pieces
 from qa.llama.trace import trace_search
 from qa.prediction import Answered, Candidate, Prediction
 from qa.settings import ReadSettings
@@ -62,11 +62,11 @@ class LlamaReader:
         was_training = self.model.training
         self.model.eval()
         with self.precision.autocast():
-            found, work = decode(template, mine)
+            found, searches = decode(template, mine)
         self.model.train(was_training)
         everything = {index: prediction for part in gather_objects(found, self.runtime) for index, prediction in part.items()}
         if settings.decode == "exact":
-            notes += describe_work([one for part in gather_objects(work, self.runtime) for one in part])
+            notes += describe_work([one for part in gather_objects(searches, self.runtime) for one in part])
             notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
         predictions = [everything[index] for index in range(len(data.examples))]
         return Answered(predictions, notes, {"prompt": template.settings()})
@@ -91,19 +91,19 @@ class LlamaReader:
         settings = self.settings
         return encode_passages(template, data.passages, settings.max_length, settings.overlap, settings.max_answer_length)
 
-    def _greedy(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
+    def _greedy(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list]:
         """{index of the example: what was written, grounded}."""
         generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
         return {generation.prompt.example_index: _grounded(generation, template.refusal)
                 for generation in best_pieces(generations, template.refusal)}, []
 
-    def _exact(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
-        """{index of the example: the best spans}, and what each search cost."""
+    def _exact(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Extraction]]:
+        """{index of the example: the best spans}, and the searches."""
         settings = self.settings
         extractions = join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
                                           settings.num_best, settings.max_expansions or 0))
         found = {extraction.prompt.example_index: _extracted(extraction) for extraction in extractions}
-        return found, [extraction.work for extraction in extractions]
+        return found, extractions
 
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:

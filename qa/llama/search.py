@@ -80,34 +80,24 @@ class Span(NamedTuple):
     log_prob: float
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a question's search cost, in all pieces of its passage, and how far it came."""
-
-    num_expanded: int  # prefixes that were run
-    num_passes: int  # that it took part in
-    num_positions: int  # tokens fed after the cue
-    gap: float | None  # None: proven. Else the best candidate's log P is at most this much above that of the best span found
-
-
 @dataclass(eq=False)
 class Extraction:
-    """The most probable spans for one prompt (or, after `join_pieces`, one example)."""
+    """The most probable spans for one prompt (or, after `join_pieces`, one example), and what the search cost."""
 
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
     open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
-    num_expanded: int
-    num_passes: int
-    num_positions: int
+    num_expanded: int  # prefixes that were run
+    num_passes: int  # that the question took part in
+    num_positions: int  # tokens fed after the cue
     refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
 
     @property
-    def work(self) -> Work:
-        is_proven = self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
-        gap = None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
-        return Work(self.num_expanded, self.num_passes, self.num_positions, gap)
+    def gap(self) -> float | None:
+        """None: proven. Else the best candidate's log P is at most this much above that of the best span found."""
+        worst = self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf
+        return None if self.open_bound <= worst else max(self.open_bound - self.spans[0].log_prob, 0.0)
 
 
 def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
@@ -125,14 +115,14 @@ def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
     return joined
 
 
-def describe_work(work: Sequence[Work]) -> list[str]:
+def describe_work(extractions: Sequence[Extraction]) -> list[str]:
     """Lines to print on the searches of all questions."""
-    if not work:
+    if not extractions:
         return []
-    expanded = np.array([one.num_expanded for one in work])
-    passes, positions = (np.mean([getattr(one, name) for one in work]) for name in ("num_passes", "num_positions"))
-    gaps = [one.gap for one in work if one.gap is not None]
+    expanded, passes, positions = np.array([(one.num_expanded, one.num_passes, one.num_positions) for one in extractions]).T
+    gaps = [one.gap for one in extractions if one.gap is not None]
     median, most = np.quantile(expanded, (0.5, 0.9), method="inverted_cdf")
-    proof = f"{len(gaps)} of {len(work)} not proven, the largest gap in log P being {max(gaps):.2f}" if gaps else "all proven"
-    return [f"exact search, per question: {passes:.1f} forward passes with {positions:.1f} tokens in all; prefixes expanded: "
-            f"median {median}, 90% {most}, at most {expanded.max()}; {proof}"]
+    proof = "all proven" if not gaps else (
+        f"{len(gaps)} of {len(extractions)} not proven, the largest gap in log P being {max(gaps):.2f}")
+    return [f"exact search, per question: {passes.mean():.1f} forward passes with {positions.mean():.1f} tokens in all; "
+            f"prefixes expanded: median {median}, 90% {most}, at most {expanded.max()}; {proof}"]

@@ -23,7 +23,7 @@ from qa.llama.greedy import generate
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import log_odds
-from qa.llama.search import Work, best_first, join_pieces
+from qa.llama.search import best_first, join_pieces
 from qa.llama.trace import prefix_log_probs, trace_search
 from qa.weights import locate
 
@@ -142,7 +142,7 @@ def check(model, template, found, max_tokens, num_best, brute_force=brute_force)
         assert text[slice(*place)] == span.text and place in places[ids]
         assert scores[ids] == pytest.approx(span.log_prob, abs=1e-4)
     assert len({span.text for span in found.spans}) == len(found.spans)
-    assert found.work.gap is None
+    assert found.gap is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -208,7 +208,7 @@ def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
     (found,) = extract(model, template, [prompt], 20, 10_000)
     places = all_candidates(template, text, 20)
     prefixes = list({ids[:size] for ids in places for size in range(1, len(ids) + 1)})
-    assert found.work.gap is None and found.num_expanded < len(prefixes) / 4
+    assert found.gap is None and found.num_expanded < len(prefixes) / 4
     assert found.spans[0].log_prob == pytest.approx(max(brute_force(model, template, prompt, list(places))), abs=1e-4)
 
 
@@ -277,7 +277,7 @@ def test_the_trace_is_a_table_of_the_plain_search(tiny_llama, template):
 def test_passages_without_candidates_have_no_spans(tiny_llama, template):
     prompt = Prompt(0, "q", Piece(template.passage_ids(" \n "), " \n ", 0), template.question_ids("x"), [])
     (found,) = extract(tiny_llama, template, [prompt], 12, 1000, max_expansions=3)
-    assert (found.spans, found.work) == ([], Work(0, 0, 0, None))
+    assert (found.spans, found.gap, found.num_expanded, found.num_passes) == ([], None, 0, 0)
     assert extract(tiny_llama, template, [], 12, 1000) == []
 
 
