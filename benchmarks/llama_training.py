@@ -37,7 +37,7 @@ from qa import weights  # noqa: E402
 from qa.data.splits import first_passages, questions_that  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
 from qa.llama.encode import encode_passages  # noqa: E402
-from qa.llama.model import load_tokenizer  # noqa: E402
+from qa.llama.model import load_llama_tokenizer  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
 
 MAX_LENGTH = 2048
@@ -63,8 +63,7 @@ def trainer(args, model: str, best_flags: bool) -> tuple[float, int]:
 
 
 def tokenizer_of(model: str):
-    path = weights.locate(model)
-    return load_tokenizer(path, path.parent, gguf_file=path.name) if path.is_file() else load_tokenizer(path, path)
+    return load_llama_tokenizer(weights.locate(model))
 
 
 def big_vocabulary(args, folder: Path) -> str:

@@ -86,16 +86,20 @@ def expect_family(path: Path, expected: str) -> None:
                         + hint.get(found, "other families have other tokenizers and layers"))
 
 
-def load_tokenizer(folder: Path):
-    """A fast tokenizer that neither truncates nor pads (MiniLM's tokenizer.json would do both, to 128 tokens)."""
+def load_tokenizer(path: Path):
+    """A fast tokenizer that neither truncates nor pads (MiniLM's tokenizer.json would do both, to 128 tokens).
+
+    path: a folder, or a .gguf file.
+    """
+    folder, how = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{path}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without a file, transformers makes an empty one
-        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
+        raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
-        raise UserError(f"{folder}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
+        raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer

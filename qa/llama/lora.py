@@ -36,9 +36,8 @@ from qa.llama.targets import LoraSpec, check_every_name, find_targets
 class LoRALinear(nn.Module):
     """One linear layer with its addition.
 
-    A and B are stored in fp32 (fp64 over an fp64 base) whatever W's type is: AdamW's small steps would be
-    lost in half precision, and GradScaler refuses gradients in fp16. Under autocast both are computed in
-    autocast's type, as every linear layer is.
+    A and B are stored in fp32 (fp64 over an fp64 base) whatever W's type is: half precision would lose AdamW's small steps,
+    and GradScaler refuses gradients in fp16. Under autocast both are computed in autocast's type, as every linear layer is.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
@@ -105,9 +104,13 @@ def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, so
     for name, base in targets.items():
         layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
         layer.train(base.training)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        replace_layer(model, name, layer)
     return list(targets)
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -128,37 +131,25 @@ def unmerge(model: nn.Module) -> None:
 
 def lora_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """{"<path>.lora_A.weight": [r, in], "<path>.lora_B.weight": [out, r], ...}: the parameters themselves."""
-    return {
-        f"{name}.{part}.weight": getattr(layer, part).weight.detach()
-        for name, layer in lora_layers(model).items()
-        for part in ("lora_A", "lora_B")
-    }
+    return {f"{name}.{part}.weight": getattr(layer, part).weight.detach()
+            for name, layer in lora_layers(model).items() for part in ("lora_A", "lora_B")}
 
 
 @torch.no_grad()
 def load_lora_state_dict(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy tensors into the injected layers. Every key must find its place and every place its key."""
+    """Copy tensors into the injected layers. Each key must have its layer, and each layer its keys."""
     places = lora_state_dict(model)
     unmatched, missing = tensors.keys() - places.keys(), places.keys() - tensors.keys()
     for problem, keys in (("unmatched", unmatched), ("missing", missing)):
         if keys:
-            raise UserError(
-                f"{source} does not fit the model: {len(keys)} {problem} keys, such as {min(keys)}; "
-                f"expected {len(places)} for these target layers; use the base that it was trained on"
-            )
+            raise UserError(f"{source} does not fit the model: {len(keys)} {problem} keys, such as {min(keys)}; "
+                            f"expected {len(places)} for these target layers; use the base that it was trained on")
     for key, place in places.items():
         if place.shape != tensors[key].shape:
-            raise UserError(
-                f"{source} does not fit the model: {key} has shape {list(tensors[key].shape)}, "
-                f"expected {list(place.shape)}; use the base and the rank that it was trained with"
-            )
+            raise UserError(f"{source} does not fit the model: {key} has shape {list(tensors[key].shape)}, "
+                            f"expected {list(place.shape)}; use the base and the rank that it was trained with")
     for key, place in places.items():
         place.copy_(tensors[key])
-
-
-def trainable_parameters(model: nn.Module) -> list[tuple[str, tuple[int, ...], int]]:
-    """(path, shape, how many numbers) of every parameter that the optimizer will get."""
-    return [(name, tuple(p.shape), p.numel()) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def describe_trainable(model: nn.Module) -> str:
@@ -167,14 +158,13 @@ def describe_trainable(model: nn.Module) -> str:
     model.layers.*.self_attn.q_proj.lora_A.weight  [16, 576]  x 30     276,480
     """
     groups: dict[tuple[str, str], list[int]] = {}
-    for name, shape, count in trainable_parameters(model):
-        groups.setdefault((re.sub(r"\.\d+\.", ".*.", name), str(list(shape))), []).append(count)
-    name_width = max((len(name) for name, _ in groups), default=0)
-    shape_width = max((len(shape) for _, shape in groups), default=0)
-    lines = [
-        f"{name:<{name_width}}  {shape:>{shape_width}}  x {len(counts):<4} {sum(counts):>14,}"
-        for (name, shape), counts in groups.items()
-    ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = re.sub(r"\.\d+\.", ".*.", name), str(list(parameter.shape))
+            groups.setdefault(key, []).append(parameter.numel())
+    name_width, shape_width = (max((len(key[column]) for key in groups), default=0) for column in (0, 1))
+    lines = [f"{name:<{name_width}}  {shape:>{shape_width}}  x {len(counts):<4} {sum(counts):>14,}"
+             for (name, shape), counts in groups.items()]
     trained = sum(sum(counts) for counts in groups.values())
     total = sum(p.numel() for p in model.parameters())
     return "\n".join([*lines, f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"])

@@ -76,10 +76,8 @@ def _check_regex(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(
-            f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); "
-            "correct its adapter_config.json"
-        ) from None
+        raise UserError(f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); "
+                        "correct its adapter_config.json") from None
 
 
 def targets_from_flag(text: str) -> tuple[str, ...] | str:
@@ -93,8 +91,8 @@ def targets_from_flag(text: str) -> tuple[str, ...] | str:
 def find_targets(model: nn.Module, spec: LoraSpec, source: str) -> dict[str, nn.Linear]:
     """{path: layer} of the layers that `spec` names, in the model's order.
 
-    Raises UserError, blaming the flag or file `source`, if there is none, or one that is no linear layer, or
-    a head whose weight is the embedding table (adding to it would change the embeddings as well).
+    Raises UserError, which names the flag or file `source`, if there is none, or one that is no linear layer, or a
+    language-model head whose weight is the embedding table (adding to it would change the embeddings as well).
     """
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     linears = {name: m for name, m in modules.items() if type(m) is nn.Linear and m is not head}
@@ -106,19 +104,17 @@ def find_targets(model: nn.Module, spec: LoraSpec, source: str) -> dict[str, nn.
     found = {n: m for n, m in named.items() if not _matches(spec.exclude, n) and _in_blocks(spec, n)}
     for name, layer in found.items():
         if type(layer) is not nn.Linear:
-            kind = type(layer).__name__
-            raise UserError(f"{source} names {name}, which is a {kind} and not a linear layer; {hint}")
+            raise UserError(f"{source} names {name}, which is a {type(layer).__name__} and not a linear layer; {hint}")
         if layer is head and layer.weight is model.get_input_embeddings().weight:
-            raise UserError(
-                f"{source} names {name}, which shares its weight with the embeddings here; {hint}"
-            )
+            raise UserError(f"{source} names {name}, which shares its weight with the embeddings here; {hint}")
     if not found:
-        raise UserError(f"{source} {_shown(spec.targets)} matches no layer of the model; {hint}")
+        shown = spec.targets if isinstance(spec.targets, str) else ",".join(spec.targets)
+        raise UserError(f"{source} {shown!r} matches no layer of the model; {hint}")
     return found
 
 
 def check_every_name(model: nn.Module, targets: tuple[str, ...] | str, source: str) -> None:
-    """Each listed name must match by itself: a misspelt one among good ones would be left out in silence."""
+    """Each listed name must match a layer. Else a misspelt one among good ones would be left out in silence."""
     for name in targets if isinstance(targets, tuple) else ():
         find_targets(model, LoraSpec(targets=(name,)), source)
 
@@ -135,7 +131,3 @@ def _in_blocks(spec: LoraSpec, name: str) -> bool:
         return True
     number = re.match(r".*?\.[^.]*\.(\d+)\.", name)
     return number is not None and int(number[1]) in spec.blocks
-
-
-def _shown(targets: tuple[str, ...] | str) -> str:
-    return repr(targets) if isinstance(targets, str) else repr(",".join(targets))

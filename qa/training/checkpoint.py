@@ -5,7 +5,7 @@
                        state.json        plain JSON: counters, the state of GradScaler
                        manifest.json     the step, size and SHA-256 of each file, and its own SHA-256
 
-The train scripts call `save_checkpoint` (rank 0) and, for --resume, `load_checkpoint` (every rank, through run.py).
+The train scripts call `save_checkpoint` and, for --resume, `load_checkpoint` (through run.py).
 
 Two promises:
 1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that `save_checkpoint`
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes
+from qa.training.distributed import Runtime, barrier
 
 # step-000120; or step-000120.2 if a resumed run saved the same step again
 STEP_FOLDER = re.compile(r"step-([0-9]{6,})(?:\.([0-9]+))?")
@@ -48,16 +49,23 @@ class Checkpoint:
 # ---- saving ------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
-    """Save `step`, delete all but the `keep` newest steps, and return the new folder.
+def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int,
+                    runtime: Runtime) -> None:
+    """Save `step` and delete all but the `keep` newest steps. All ranks call this; rank 0 writes.
 
-    Later steps are deleted too. They exist if a resumed run fell back to an earlier step: their training is made again.
+    Later steps are deleted too. They exist if a resumed run fell back to an earlier step and now trains them again.
 
     Args:
         tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors.
         state: plain JSON.
     """
-    assert keep >= 1 and step >= 0, f"keep {keep}, step {step}"
+    if runtime.is_main:
+        _write(run, step, tensors, state)
+        _delete_steps(run, step, keep)
+    barrier(runtime)  # if a rank ended now, torchrun would kill rank 0 while it writes
+
+
+def _write(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
     run.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(run)
     # If this step has a folder already, the new one gets another name: the old one may be the only checkpoint, and
@@ -73,8 +81,6 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     temporary.rename(folder)
     sync(run)
     write_bytes(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
-    _delete_steps(run, step, keep)
-    return folder
 
 
 def _step_folders(run: Path) -> list[tuple[int, int, Path]]:

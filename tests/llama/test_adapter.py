@@ -15,12 +15,11 @@ from qa.llama.adapter import (
     CONFIG_FILE,
     OWN_FILE,
     WEIGHTS_FILE,
-    base_fingerprint,
-    is_same_base,
     load_adapter,
     read_adapter,
     save_adapter,
 )
+from qa.llama.base_fingerprint import base_fingerprint, is_same_base
 from qa.llama.lora import inject_lora, lora_layers, lora_state_dict, merge
 from qa.llama.prompt import PromptTemplate
 from qa.llama.targets import LoraSpec

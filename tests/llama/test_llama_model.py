@@ -1,4 +1,4 @@
-"""qa/llama/model.py: folders and .gguf files become a LLaMA with its tokenizer; merged ones go out again."""
+"""qa/llama/model.py and gguf.py: folders and .gguf files become a LLaMA with its tokenizer; merged ones go out again."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from qa.errors import UserError
-from qa.llama.adapter import base_fingerprint, is_same_base
+from qa.llama.base_fingerprint import base_fingerprint, is_same_base
+from qa.llama.gguf import gguf_values
 from qa.llama.lora import inject_lora, lora_layers, merge
-from qa.llama.model import export_merged, gguf_architecture, load_llama
+from qa.llama.model import export_merged, load_llama
 from qa.llama.targets import LoraSpec
 
 IDS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(3))
@@ -157,17 +158,17 @@ def test_a_folder_that_is_no_model_is_refused(tiny_llama, byte_level_tokenizer, 
 def test_a_tokenizer_without_offsets_is_refused(tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
-    with pytest.raises(UserError, match="ByT5Tokenizer, which gives no character offsets"):
+    with pytest.raises(UserError, match="ByT5Tokenizer gives no offsets"):
         load_llama(tmp_path)
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(tiny_llama, byte_level_tokenizer, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no tokenizer"):
+    with pytest.raises(UserError, match="no tokenizer"):
         load_llama(tmp_path)
     byte_level_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="has no tokenizer"):
+    with pytest.raises(UserError, match="no tokenizer"):
         load_llama(tmp_path)
 
 
@@ -228,7 +229,7 @@ def write_gguf(path: Path, model, tokenizer, architecture: str = "llama") -> dic
 def test_a_gguf_file_becomes_an_ordinary_model(tiny_llama_factory, byte_level_tokenizer, tmp_path, tie):
     base = tiny_llama_factory(tie=tie)
     kept = write_gguf(tmp_path / "tiny.gguf", base, byte_level_tokenizer)
-    assert gguf_architecture(tmp_path / "tiny.gguf") == "llama"
+    assert gguf_values(tmp_path / "tiny.gguf", {"general.architecture"}) == {"general.architecture": "llama"}
     model, tokenizer = load_llama(tmp_path / "tiny.gguf")
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in kept.items())
@@ -252,7 +253,7 @@ def test_a_gguf_that_is_no_llama_is_refused_by_architecture(tiny_llama, byte_lev
         load_llama(tmp_path / "other.gguf")
 
 
-def test_the_architecture_is_found_behind_other_pairs(tmp_path):
+def test_the_architecture_is_found_after_other_pairs(tmp_path):
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
@@ -263,7 +264,7 @@ def test_the_architecture_is_found_behind_other_pairs(tmp_path):
         text("general.architecture") + struct.pack("<I", 8) + text("gemma"),
     ]
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
-    assert gguf_architecture(tmp_path / "x.gguf") == "gemma"
+    assert gguf_values(tmp_path / "x.gguf", {"general.architecture", "c"}) == {"c": 0.5, "general.architecture": "gemma"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from qa.llama.lora import (
     lora_layers,
     lora_state_dict,
     merge,
-    trainable_parameters,
     unmerge,
 )
 from qa.llama.targets import LoraSpec, targets_from_flag
@@ -195,9 +194,9 @@ def test_eval_and_train_do_not_merge(tiny_llama):
 def test_only_a_and_b_train_and_the_table_says_so(tiny_llama):
     names = inject_lora(tiny_llama, LoraSpec(rank=8))
     assert names == [f"model.layers.{i}.self_attn.{p}" for i in (0, 1) for p in SPECS["default"].targets]
-    rows = trainable_parameters(tiny_llama)
-    assert {name for name, _, _ in rows} == lora_state_dict(tiny_llama).keys()
-    trained = sum(count for _, _, count in rows)
+    trainable = {name: p.numel() for name, p in tiny_llama.named_parameters() if p.requires_grad}
+    assert trainable.keys() == lora_state_dict(tiny_llama).keys()
+    trained = sum(trainable.values())
     assert trained == 2 * 8 * ((64 + 64) * 2 + (64 + 32) * 2)
     table = describe_trainable(tiny_llama)
     assert re.search(r"layers\.\*\.self_attn\.k_proj\.lora_B\.weight +\[32, 8\] +x 2 +512\b", table)

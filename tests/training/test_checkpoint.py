@@ -20,8 +20,10 @@ import qa.training.checkpoint as checkpoint_module
 from qa.errors import UserError
 from qa.files import damages, file_sha256
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
+from qa.training.distributed import Runtime
 
 ROOT = Path(__file__).parents[2]
+ALONE = Runtime(0, 1, torch.device("cpu"))
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
 
@@ -33,7 +35,13 @@ def state_of(step: int) -> tuple[dict, dict]:
 
 
 def save(run: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(run, step, *state_of(step), keep=keep)
+    return save_tensors(run, step, *state_of(step), keep)
+
+
+def save_tensors(run: Path, step: int, tensors: dict, state: dict, keep: int = 2) -> Path:
+    """Returns the new folder."""
+    save_checkpoint(run, step, tensors, state, keep, ALONE)
+    return run / (run / "last").read_text().split()[0]
 
 
 def assert_holds(checkpoint, step: int) -> None:
@@ -90,7 +98,7 @@ def test_round_trip_keeps_every_bit_of_every_type(tmp_path):
     named["bool"] = torch.rand(9, generator=generator) > 0.5
     named["signalling nan"] = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)
     named["grad"] = torch.nn.Parameter(torch.randn(3, generator=generator))
-    save_checkpoint(tmp_path, 7, {"model": named, "nothing": {}}, {}, keep=2)
+    save_tensors(tmp_path, 7, {"model": named, "nothing": {}}, {})
     loaded = load_checkpoint(tmp_path).tensors
     assert loaded["nothing"] == {} and loaded["model"].keys() == named.keys()
     for name, value in named.items():
@@ -107,7 +115,7 @@ def test_loaded_tensors_do_not_depend_on_the_file(run):
 
 def test_state_is_json_and_comes_back_equal(tmp_path):
     state = {"none": None, "text": "“Żółw” 🐢 \ud83d", "big": 2**80, "float": 0.1 + 0.2, "list": [[]]}
-    folder = save_checkpoint(tmp_path, 1, {"model": {"a": torch.ones(1)}}, state, keep=2)
+    folder = save_tensors(tmp_path, 1, {"model": {"a": torch.ones(1)}}, state)
     assert load_checkpoint(tmp_path).state == state
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
     assert "“Żółw” 🐢" in (folder / "state.json").read_text(encoding="utf-8")
@@ -136,7 +144,7 @@ def test_keeps_exactly_the_newest(tmp_path, keep):
 def test_the_same_step_can_be_saved_again_and_again(run):
     for times in range(2, 5):
         tensors, _ = state_of(2)
-        folder = save_checkpoint(run, 2, tensors, {"times": times}, keep=2)
+        folder = save_tensors(run, 2, tensors, {"times": times})
         checkpoint = load_checkpoint(run)
         assert (checkpoint.folder, checkpoint.state, checkpoint.warnings) == (folder, {"times": times}, [])
         assert step_names(run) == ["step-000001", folder.name]
