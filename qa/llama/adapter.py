@@ -152,10 +152,8 @@ def load_adapter(model: nn.Module, adapter: Adapter, base_name: str | None = Non
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; adapters are read as safetensors only: save it so with peft")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy or save the adapter again") from None
+        raise UserError(f"{path} cannot be read ({error}); copy the adapter again; peft must save it as safetensors") from None
     return {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
