@@ -6,8 +6,10 @@
     python train_bert.py --train-data train-v1.1.json --dev-data dev-v1.1.json --out runs/bert
     python train_bert.py ... --resume                                            # go on after Ctrl-C, SIGTERM or a crash
 
-Reads SQuAD, cuts it into windows, trains encoder and span head, and leaves in runs/.../model a folder that
+Reads SQuAD, cuts it into windows, trains the encoder and the span head, and leaves in runs/.../model a folder that
 `AutoModelForQuestionAnswering.from_pretrained` loads. train_llama.py has the same sections in the same order.
+
+B windows of a micro-batch   L tokens of the longest of them
 """
 
 from __future__ import annotations
@@ -55,13 +57,12 @@ def main() -> None:
     model_path = weights.locate(options.model)
     weights.expect_family(model_path, "bert")
     tokenizer = weights.load_tokenizer(model_path)
-    tokenizer_notes = weights.tokenizer_warnings(tokenizer)
     windows = make_windows(training, tokenizer, options.max_length, options.overlap)
     lengths, questions = windows.lengths, [example for passage in training for example in passage.examples]
-    say(data.describe(), *tokenizer_notes, *windows.summary.lines(), sep="\n  ")
+    say(data.describe(), *weights.tokenizer_warnings(tokenizer), *windows.summary.lines(), sep="\n  ")
 
     # ---- model, optimizer and reader ----------------------------------------------------------------------------
-    distributed.reseed(options.seed, 0, 0)  # every rank draws the same new head
+    distributed.reseed(options.seed, 0, 0)  # so that every rank draws the same new head
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
     config = model.config
     precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
@@ -70,7 +71,7 @@ def main() -> None:
     parameters = list(model.parameters())
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; head "
+    say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; span head "
         f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
         *advice(options, typed, model), sep="\n")
     settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
@@ -92,20 +93,14 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
                                         f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
-        f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} windows; held out: {num_held_out:,} questions")
     evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
-    def save() -> None:
-        if runtime.is_main:
-            tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
-            save_checkpoint(folder, state.step, tensors, {"progress": asdict(state), "scaler": scaler.state_dict()},
-                            options.keep)
-        distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
-
     stop, first_step = StopSignal(options.stop_after), state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -115,35 +110,35 @@ def main() -> None:
         distributed.reseed(options.seed, step + 1, runtime.rank)
 
         # ---- a training step: forward and backward --------------------------------------------------------------
-        shares = deal(batch, lengths, runtime.num_ranks, micro_tokens)  # one list of micro-batches per rank
+        shares = deal(batch, lengths, runtime.num_ranks, micro_tokens)  # per rank its micro-batches; see qa/data/batches.py
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        for rows in shares[runtime.rank]:
-            micro_batch = windows.batch(rows, runtime.device)
+        for rows in shares[runtime.rank]:  # B window indices
+            micro_batch = windows.batch(rows, runtime.device)  # name -> [B, L]; labels [B]; see qa/bert/windows.py
             with precision.autocast():
                 start, end = forward(micro_batch["input_ids"], micro_batch["attention_mask"],
-                                     micro_batch["token_type_ids"])  # [B, L], [B, L]
-            loss = span_loss(start, end, micro_batch) / len(batch)  # its share of the global mean
-            scaler.scale(loss).backward()
+                                     micro_batch["token_type_ids"])  # [B, L], [B, L]; see BertSpanModel in qa/bert/model.py
+            loss = span_loss(start, end, micro_batch) / len(batch)  # the micro-batch's part of the mean over `batch`
+            scaler.scale(loss).backward()  # adds to every .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
-        # ---- sum over ranks -------------------------------------------------------------------------------------
-        distributed.sum_gradients(parameters, runtime)
-        scaler.unscale_(optimizer)
+        # ---- sum over ranks, clipping ---------------------------------------------------------------------------
+        distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
+        scaler.unscale_(optimizer)  # divides it by fp16's factor
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
-        mean_loss, stop_requested = agree(loss_sum, stop, runtime)
+        mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
-            raise stopped_before(step + 1, reason, [questions[q].id for q in sorted(set(windows.question[batch]))], folder)
+            raise stopped_before(step + 1, reason, [questions[q].id for q in sorted(set(windows.example_index[batch]))], folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
-        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))
+        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py
         scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
+        scaler.step(optimizer)  # AdamW's update; none if a gradient overflowed in fp16
+        scaler.update()  # after such an overflow: halves the factor
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
 
-        state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
+        state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
         log.step(state.step, mean_loss, len(batch), len(batch), options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped, padding=padding_share(shares, lengths))
 
@@ -151,7 +146,9 @@ def main() -> None:
         epoch_ends = (step + 1) % steps_per_epoch == 0
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
-                save()
+                tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
+                others = {"progress": asdict(state), "scaler": scaler.state_dict()}
+                save_checkpoint(folder, state.step, tensors, others, options.keep, runtime)
             if stop_requested and step + 1 < total_steps:
                 log.close()
                 raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")

@@ -6,8 +6,10 @@
     python train_llama.py --train-data train-v1.1.json --dev-data dev-v1.1.json --out runs/lora
     python train_llama.py ... --resume                                           # go on after Ctrl-C, SIGTERM or a crash
 
-Reads SQuAD, puts each question as a prompt after its passage, trains LoRA on the answers' tokens alone, and leaves in
-runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. The same sections in the same order as train_bert.py.
+Reads SQuAD, writes each question as a prompt after its passage, trains LoRA on the answers' tokens alone, and leaves in
+runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. train_bert.py has the same sections in the same order.
+
+T tokens of a micro-batch, all rows in one sequence   N answer tokens of a micro-batch
 """
 
 from __future__ import annotations
@@ -74,12 +76,12 @@ def main() -> None:
     # ---- LoRA, optimizer and reader -----------------------------------------------------------------------------
     base_print = base_fingerprint(model)
     spec = LoraSpec(targets_from_flag(options.target), options.rank, options.alpha, options.lora_dropout, options.rslora)
-    distributed.reseed(options.seed, 0, 0)  # every rank draws the same A
+    distributed.reseed(options.seed, 0, 0)  # so that every rank draws the same A
     inject_lora(model, spec)
     replace_dropout(model)  # by one that is fast on a CPU
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # the embeddings are frozen: no input needs a gradient
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # reentrant needs an input with a gradient
     forward = torch.compile(AnswerLoss(model), dynamic=True) if options.compile else AnswerLoss(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
@@ -108,20 +110,14 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "questions", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
-        f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} questions; held out: {num_held_out:,} questions")
     evaluator.begin(reader.with_each_prompt(), epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
-    def save() -> None:
-        if runtime.is_main:
-            tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
-            others = {"progress": asdict(state), "scaler": scaler.state_dict(), "base": base_print}
-            save_checkpoint(folder, state.step, tensors, others, options.keep)
-        distributed.barrier(runtime)  # a rank that ends early would make torchrun stop rank 0 while it writes
-
     stop, first_step = StopSignal(options.stop_after), state.step
     for step in range(first_step, total_steps):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
@@ -134,31 +130,31 @@ def main() -> None:
         # ---- a training step: forward and backward --------------------------------------------------------------
         shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        for rows in shares[runtime.rank]:
-            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)
+        for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
+            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py
             with precision.autocast():
-                loss = forward(micro_batch) / num_answer_tokens  # its share of the global mean
-            scaler.scale(loss).backward()
+                loss = forward(micro_batch) / num_answer_tokens  # a sum over N / all of `batch`; see qa/llama/loss.py
+            scaler.scale(loss).backward()  # adds to LoRA's .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
-        # ---- sum over ranks -------------------------------------------------------------------------------------
-        distributed.sum_gradients(parameters, runtime)
-        scaler.unscale_(optimizer)
+        # ---- sum over ranks, clipping ---------------------------------------------------------------------------
+        distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
+        scaler.unscale_(optimizer)  # divides it by fp16's factor
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
-        mean_loss, stop_requested = agree(loss_sum, stop, runtime)
+        mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
             raise stopped_before(step + 1, reason, [prompt.id for prompt in batch], folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
-        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))
+        set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py
         scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
+        scaler.step(optimizer)  # AdamW's update; none if a gradient overflowed in fp16
+        scaler.update()  # after such an overflow: halves the factor
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
 
-        state.advance(skipped=scaler.get_scale() < scale)  # GradScaler found an infinity: no update, and the schedule stays
+        state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
         log.step(state.step, mean_loss, len(batch), num_answer_tokens, options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
 
@@ -166,7 +162,9 @@ def main() -> None:
         epoch_ends = (step + 1) % steps_per_epoch == 0
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
-                save()
+                tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
+                others = {"progress": asdict(state), "scaler": scaler.state_dict(), "base": base_print}
+                save_checkpoint(folder, state.step, tensors, others, options.keep, runtime)
             if stop_requested and step + 1 < total_steps:
                 log.close()
                 raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")

@@ -1,5 +1,6 @@
 """Files and folders on disk: written whole or not at all, and verified.
 
+    read_json                  a file of the user's; what is wrong with it is a UserError
     write_json, write_bytes    whoever reads the file, even after a crash, finds the old content or the new, never a mixture
     seal, damages              manifest.json in a folder: the size and the SHA-256 of each file, and its own SHA-256
     replace_folder             a whole folder in the place of an earlier one
@@ -29,6 +30,20 @@ def check_out(folder: Path | str) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         kind = "may not be written" if existing.is_dir() else "is a file"
         raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
+
+
+def read_json(path: Path | str, expected: str, **options: Any) -> Any:
+    """The JSON of a file that the user named. `expected` says what it should hold; `options` are those of json.loads."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty; expected {expected}")
+    try:
+        return json.loads(content, **options)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); expected {expected}") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""What reading needs beside the weights: lengths, prompt, decoder, no-answer threshold. One typed `ReadSettings`.
+"""What reading needs beside the weights: lengths, prompt, decoder, no-answer threshold. All in one `ReadSettings`.
 
-Each value is what the user typed, else what the checkpoint says, else the family's default; `resolve` decides so, once,
-and remembers the source of each. A run writes its settings beside its weights, in model/qa.json, as they are.
-Used by: reader.py (which hands them to the two readers), the train scripts, training/product.py.
+`resolve` decides each value: what the user typed, else what the checkpoint says, else the default of the family. A run writes
+its settings beside its weights, in model/qa.json. Used by: reader.py (for the two readers), the train scripts,
+training/product.py.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ FILE = "qa.json"
 @dataclass(frozen=True)
 class ReadSettings:
     # lengths, in tokens
-    max_length: int | None  # a window (BERT); prompt and answer (LLaMA; None: the model's context, at most 4,096)
-    overlap: int  # that two windows, or two pieces of a passage, share
+    max_length: int | None  # BERT: of a window; LLaMA: of prompt and answer (None: the model's context, at most 4,096)
+    overlap: int  # shared by two neighbouring windows, or pieces of a passage
     max_answer_length: int  # LLaMA: the end token included
     # answers
-    num_best: int  # candidates of a question
-    na_threshold: float | None = None  # v2.0: no answer above this no-answer score; None: 0
-    is_v2: bool | None = None  # whether the model has learnt to give no answer; None: not known
+    num_best: int  # candidates for a question
+    na_threshold: float | None = None  # v2.0: a question with a higher no-answer score gets no answer; None: 0
+    is_v2: bool | None = None  # whether the model has learnt to give no answer; None: unknown
     # LLaMA
     prompt: dict[str, Any] | None = None  # PromptTemplate.settings()
     decode: str = "greedy"
-    max_expansions: int | None = None  # a budget for exact decoding; None: no limit
+    max_expansions: int | None = None  # limit for exact decoding; None: no limit
 
     def may_refuse(self, data: SquadData) -> bool:
-        """Whether "no answer" is one of the answers: the data decides; where it has no answers itself, the model does."""
+        """Whether the model may give no answer: the data decides or, if it holds no answers, the model."""
         return data.is_v2 if data.has_answers or self.is_v2 is None else self.is_v2
 
 
@@ -49,18 +49,19 @@ def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) ->
     """The settings of an evaluation, and the source of each: "typed", "checkpoint" or "default".
 
     Args:
-        typed_values, saved: name -> value; names that are no settings, and values that are None, are passed over.
+        typed_values, saved: name -> value. Names of other things, and values that are None, are ignored.
     """
-    values, sources = dataclasses.asdict(DEFAULTS[family]), dict.fromkeys(_NAMES, "default")
+    values = dataclasses.asdict(DEFAULTS[family])
+    sources = dict.fromkeys(values, "default")
     for source, given in (("checkpoint", saved), ("typed", typed_values)):
-        for name in _NAMES:
+        for name in values:
             if given.get(name) is not None:
                 values[name], sources[name] = given[name], source
     return ReadSettings(**values), sources
 
 
 def save_settings(settings: ReadSettings, step: int) -> dict[str, Any]:
-    """The contents of qa.json. `step`: of the weights beside it."""
+    """The contents of qa.json. `step`: that of the weights beside it."""
     return {**dataclasses.asdict(settings), "step": step}
 
 
@@ -73,6 +74,3 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it to evaluate with the options given") from None
-
-
-_NAMES = [field.name for field in dataclasses.fields(ReadSettings)]

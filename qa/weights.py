@@ -117,8 +117,8 @@ def tokenizer_warnings(tokenizer) -> list[str]:
     lost = [word for word in words if backend.normalizer.normalize_str(word).strip() != word]  # strip: Chinese gets spaces
     if len(lost) <= UNUSUAL_SHARE * len(words):
         return []
-    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in the vocabulary ({len(lost):,} of {len(words):,}, "
-            f"e.g. {lost[0]!r}) have capitals or accents, which the tokenizer removes, so it never produces them; "
+    return [f"{tokenizer.name_or_path}: {len(lost) / len(words):.1%} of the words in the vocabulary ({len(lost):,} of "
+            f"{len(words):,}, e.g. {lost[0]!r}) have capitals or accents, which the tokenizer removes: it never produces them; "
             'copy the tokenizer files of the base model there, or put {"do_lower_case": false} into tokenizer_config.json']
 
 

@@ -20,7 +20,7 @@ BELOW = {
     "qa.files": {"qa.errors"},
     "qa.options": {"qa.errors"},
     "qa.weights": {"qa.errors"},
-    "qa.data": {"qa.errors"},
+    "qa.data": {"qa.errors", "qa.files"},
     "qa.settings": {"qa.data", "qa.errors"},
     "qa.prediction": {"qa.data"},
     "qa.evaluation": {"qa.data", "qa.errors", "qa.files", "qa.prediction"},

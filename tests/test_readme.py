@@ -114,6 +114,12 @@ def test_every_file_that_is_named_exists(page):
     assert [name for name in files(text_of(page)) if not (ROOT / name).exists() and name not in names] == []
 
 
+def test_reading_order_has_every_module():
+    order = text_of("README.md").partition("## Reading order")[2].partition("\n## ")[0]
+    modules = [*ROOT.glob("*.py"), *(path for path in (ROOT / "qa").rglob("*.py") if path.name != "__init__.py")]
+    assert [path.name for path in modules if path.name not in order] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text_of(page)):

@@ -1,14 +1,14 @@
-"""Which examples form step t, and who computes them.
+"""Which examples form a step, and which rank computes them.
 
-A batch is a global batch: `--batch-size` examples over all ranks and micro-batches together. The plan of an epoch is a pure
-function of (lengths, batch size, seed, epoch), so neither the number of ranks nor the memory of one device changes
-what is learnt, and a resumed run needs no state but the number of the step.
+A batch has `--batch-size` examples over all ranks and micro-batches together. The plan of an epoch depends only on
+(lengths, batch size, seed, epoch): neither the number of ranks nor the memory of a device changes what is learnt, and a resumed
+run needs no state but the number of its step.
 
-    plan:  shuffle all; sort blocks of 50 batches by length; cut into batches; shuffle the batches
-    deal:  one batch -> ranks, each to the least loaded -> micro-batches of at most `micro_tokens` padded tokens
+    epoch_plan:  shuffle all; sort each block of 50 batches by length; cut into batches; shuffle the batches
+    deal:        give each example of a batch to the rank with the least work; cut into micro-batches of `micro_tokens`
 
-Blocks keep a batch's windows near in length, so little is padded, while each epoch's blocks differ. Used by train_bert.py;
-train_llama.py plans whole passages with the same functions.
+Sorting makes the examples of a batch similar in length, so there is little padding; each epoch has other blocks.
+Used by: train_bert.py (`epoch_plan`, `deal`), train_llama.py (`passage_plan`), llama/packing.py (`deal`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 
     Args:
         lengths: [N] tokens of each example.
-        batch_size: examples of a batch; one batch of the epoch may be smaller.
+        batch_size: examples in a batch; one batch of the epoch may be smaller.
 
     Returns:
-        ceil(N / batch_size) arrays of example indices, in the order of the steps; every example is in exactly one.
+        ceil(N / batch_size) arrays of example indices, in the order of the steps. Every example is in exactly one.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
@@ -39,38 +39,38 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 
 
 def passage_plan(passage_index: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """As `epoch_plan`, but the questions of a passage stay together, so that a row can read it once for all of them.
+    """Like `epoch_plan`, but the questions of a passage stay together, so that a row reads it once for all of them.
 
-    Passages are shuffled, sorted by length within blocks, and their questions cut into batches of exactly `batch_size`:
-    a passage's questions may fall into two neighbouring batches.
+    Passages are shuffled and, within blocks, sorted by length; then their questions are cut into batches of exactly
+    `batch_size`. So two neighbouring batches may share a passage.
 
     Args:
         passage_index: [N] which passage each question is about.
         lengths: [N] tokens of each question, its passage included.
     """
     generator = np.random.default_rng([seed, epoch])
-    rank_of_passage = generator.permutation(int(passage_index.max()) + 1)[passage_index]  # [N]
-    shuffled = np.argsort(rank_of_passage, kind="stable")
-    longest = np.zeros(len(rank_of_passage), dtype=np.int64)  # by rank: the passage's longest question
-    np.maximum.at(longest, rank_of_passage, lengths)
+    passage_place = generator.permutation(int(passage_index.max()) + 1)[passage_index]  # [N] in the shuffled order
+    shuffled = np.argsort(passage_place, kind="stable")
+    longest = np.zeros(len(passage_place), dtype=np.int64)  # of each passage's questions, by the passage's place
+    np.maximum.at(longest, passage_place, lengths)
     order = []
     for begin in range(0, len(shuffled), BLOCK_BATCHES * batch_size):
         block = shuffled[begin:begin + BLOCK_BATCHES * batch_size]
-        ranks = rank_of_passage[block]
-        order.append(block[np.lexsort((ranks, longest[ranks]))])
+        places = passage_place[block]
+        order.append(block[np.lexsort((places, longest[places]))])
     questions = np.concatenate(order)
     batches = [questions[i:i + batch_size] for i in range(0, len(questions), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
-    """Give a global batch to the ranks so that they finish together, and cut each share into micro-batches.
+    """Divide a batch among the ranks so that they finish together, and cut each share into micro-batches.
 
-    Longest first, each example goes to the rank with the fewest tokens so far (Graham's rule). A micro-batch of B
-    examples, the longest of L tokens, has B * L <= micro_tokens; a single longer example stands alone.
+    From the longest example to the shortest, each goes to the rank with the fewest tokens so far (Graham's rule). A
+    micro-batch of B examples, the longest of L tokens, has B * L <= micro_tokens; a longer example is alone in its own.
 
     Returns:
-        For every rank a list of micro-batches (arrays of example indices); empty for a rank with nothing to do.
+        For every rank a list of micro-batches (arrays of example indices). It is empty if the rank has nothing to do.
     """
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
     loads = np.zeros(num_ranks, dtype=np.int64)
@@ -83,7 +83,7 @@ def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: i
 
 
 def cut(longest_first: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
-    """Cut examples, ordered from the longest to the shortest, into micro-batches of at most `micro_tokens`."""
+    """Cut examples, from the longest to the shortest, into micro-batches of at most `micro_tokens`."""
     micro_batches = []
     begin = 0
     while begin < len(longest_first):
@@ -94,6 +94,6 @@ def cut(longest_first: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> li
 
 
 def padding_share(shares: list[list[np.ndarray]], lengths: np.ndarray) -> float:
-    """The share of padding among all tokens that the ranks compute for one batch, `shares` as `deal` gives them."""
+    """The share of padding among all tokens of a batch. `shares`: what `deal` returned."""
     micro_batches = [lengths[rows] for share in shares for rows in share]
     return 1 - sum(int(rows.sum()) for rows in micro_batches) / sum(len(rows) * int(rows.max()) for rows in micro_batches)

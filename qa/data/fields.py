@@ -1,14 +1,14 @@
-"""One question as a file has it. The usual shapes of its fields are read, others are refused by the name of their type.
+"""One question of a file. The usual shapes of its fields are read; others are faults, named by their type.
 
     answers         [{"text": "1871", "answer_start": 33}]       the official form; answer_start may be "33" or 33.0 too
                     {"text": ["1871"], "answer_start": [33]}     the hub's
                     {"text": "1871", "answer_start": 33}         one answer
                     [], {}, null, [{"text": ""}], [{"text": null}]    no answer
-    id              a text or a number; it may be missing, or that of another question too: squad.py makes it unique
-    is_impossible   true, "True", "1", 1; where it is missing or null, the answers tell
+    id              a text or a number; it may be missing, or another question may have it too: squad.py makes it unique
+    is_impossible   true, "True", "1", 1; if it is missing or null, the answers decide
 
-Half a surrogate pair ("\\ud83d" without its other half), which no tokenizer takes, becomes U+FFFD: one character for one, so
-that offsets stay. Used by: squad.py, which checks what was read.
+Half a surrogate pair ("\\ud83d" without its other half), which no tokenizer accepts, becomes U+FFFD: one character for one, so
+offsets stay right. Used by: squad.py, which checks the answers against the passage.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 NOTHING = (None, "", {}, [])
+FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Claim(NamedTuple):
-    """An answer as the file claims it."""
+    """An answer as the file claims it; squad.py verifies it."""
 
     text: str
     start_char: int | None  # None: the file does not say
@@ -31,22 +32,22 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True)
 class Question:
-    """What a file says of one question."""
+    """What a file says about one question."""
 
     id: str  # "" if the file does not say
     text: str
     claims: list[Claim]
     is_impossible: bool | None  # None: the file does not say
     faults: list[str]  # what cannot be read
-    has_half_pair: bool  # one of its texts had, before it was replaced
+    has_half_pair: bool  # in one of its texts, before it was replaced
 
     def answers(self) -> list[Claim]:
-        """The claims that say something: "" is how some files write "no answer"."""
+        """The claims with a text: some files write "" for "no answer"."""
         return [claim for claim in self.claims if claim.text.strip()]
 
 
 def read_question(qa: dict) -> Question:
-    """Read a question object, whose `question` is a text."""
+    """Read a question object. The caller made sure that its `question` is a text."""
     faults: list[str] = []
     claims, is_impossible = _claims(qa.get("answers"), faults), _flag(qa.get("is_impossible"), faults)
     question_id = str(qa["id"]) if isinstance(qa.get("id"), str | int | float) else ""
@@ -72,7 +73,7 @@ def _claims(answers: object, faults: list[str]) -> list[Claim]:
         if answer in NOTHING:
             continue
         if not isinstance(answer, dict):
-            faults.append(f"answer of the type {_type(answer)}")
+            faults.append(f"answer of the type {type(answer).__name__}")
         elif "text" not in answer:
             faults.append("answer without the field text")
         else:
@@ -82,7 +83,7 @@ def _claims(answers: object, faults: list[str]) -> list[Claim]:
                 if isinstance(text, str):
                     claims.append(Claim(text, _start(start, faults)))
                 elif text is not None:
-                    faults.append(f"answer whose text is of the type {_type(text)}")
+                    faults.append(f"answer whose text is of the type {type(text).__name__}")
     return claims
 
 
@@ -94,20 +95,12 @@ def _start(value: object, faults: list[str]) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}(\.0*)?\s*", value):
         return int(float(value))
     if value not in NOTHING:
-        faults.append(f"answer_start of the type {_type(value)} that is no whole number")
+        faults.append(f"answer_start of the type {type(value).__name__} that is no whole number")
     return None
 
 
 def _flag(value: object, faults: list[str]) -> bool | None:
-    if value is None:
-        return None
-    spelled = str(value).strip().lower() if isinstance(value, (str, bool, int, float)) else ""
-    for flag, spellings in ((True, ("true", "1", "1.0")), (False, ("false", "0", "0.0"))):
-        if spelled in spellings:
-            return flag
-    faults.append(f"is_impossible of the type {_type(value)} that is neither true nor false")
-    return None
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
+    spelled = "" if isinstance(value, list | dict) else str(value).strip().lower()
+    if value is not None and spelled not in FLAGS:
+        faults.append(f"is_impossible of the type {type(value).__name__} that is neither true nor false")
+    return FLAGS.get(spelled)

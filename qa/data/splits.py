@@ -1,7 +1,7 @@
-"""Parts of a data set: whole articles kept out of training, and the first N questions of shuffled passages.
+"""Parts of a data set: whole articles held out of training, and the first N questions of shuffled passages.
 
-Used by the train scripts, before any features are made. All functions are pure in (passages, seed), and make passages of
-their own where they leave questions out.
+The results depend on (passages, seed) only, and the input is not changed. Input: passages from squad.py. Used by: the train
+scripts, evaluate.py (`first_passages`), reader.py (`questions_that`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from qa.data.squad import Example, Passage, SquadData, Summary
+from qa.data.squad import Example, Passage, SquadData, Summary, counted
 from qa.errors import UserError
 
 
 def training_split(data: SquadData, max_questions: int | None, share: float | None,
                    seed: int) -> tuple[list[Passage], SquadData | None]:
-    """What a training script learns from, and what it chooses checkpoint and threshold on.
+    """The passages to learn from, and the held-out data to choose the checkpoint and the no-answer threshold on.
 
     Args:
-        max_questions: `--max-train-questions`, of the articles that are not held out; None: all.
-        share: `--held-out`; None is 5% for v2.0 data, whose no-answer threshold must be chosen somewhere, else 0.
+        max_questions: `--max-train-questions`, from the articles that are not held out; None: all.
+        share: `--held-out`; None means 5% for v2.0 data, which needs a no-answer threshold, else 0.
 
     Raises:
-        UserError: nothing to train on.
+        UserError: there is nothing to train on.
     """
     passages, held_out = data.passages, []
     share = (0.05 if data.is_v2 else 0.0) if share is None else share
@@ -41,22 +41,22 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
 
 
 def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
-    """Split into (training, held out) by article, so that no passage or topic is on both sides.
+    """Split into (training, held out) by article, so that no passage and no topic is in both.
 
-    Articles are drawn in shuffled order until the held-out side has at least `share` of the questions. Articles that have a
-    passage in common are one: some files have an article, and the whole passage, for every question.
+    Shuffled articles are held out one by one, until they have at least `share` of the questions. Articles with a passage in
+    common count as one: some files repeat the article and the passage for every question.
 
     Raises:
-        UserError: fewer than two articles, or a share that leaves nothing to train on.
+        UserError: there are fewer than two articles.
     """
     article_of = _joined_articles(passages)
     sizes: Counter[str] = Counter()
     for passage in passages:
         sizes[article_of[passage.title]] += len(passage.examples)
     if len(sizes) < 2:
-        raise UserError(f"--held-out {share:g}: needs at least two articles (titles) without a passage in common, found "
-                        f"{len(article_of)} title(s) of {len(sizes)} (v2.0 data has 5% held out by default); use "
-                        "--held-out 0, or give each document its own title")
+        raise UserError(f"--held-out {share:g}: needs at least two articles without a passage in common, found {len(sizes)} "
+                        f"(with {counted(len(article_of), 'title')}; for v2.0 data the default is 0.05); use --held-out 0, or "
+                        "give each document its own title")
     articles = sorted(sizes)
     random.Random(seed).shuffle(articles)
     held, num_held = set(), 0
@@ -70,7 +70,7 @@ def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple
 
 
 def _joined_articles(passages: list[Passage]) -> dict[str, str]:
-    """{title: the first title of its article}, by a union-find: titles are joined by a passage with the same text."""
+    """{title: the first title of its article}, by union-find: a passage that two titles have makes them one article."""
     parent: dict[str, str] = {}
     first_title: dict[str, str] = {}
 
@@ -81,16 +81,16 @@ def _joined_articles(passages: list[Passage]) -> dict[str, str]:
 
     for passage in passages:
         parent.setdefault(passage.title, passage.title)
-        if passage.text.strip():  # an empty passage joins nothing
+        if passage.text.strip():  # an empty passage joins no titles
             first, second = sorted((root(passage.title), root(first_title.setdefault(passage.text, passage.title))))
             parent[second] = first
     return {title: root(title) for title in parent}
 
 
 def first_passages(passages: list[Passage], num_questions: int, seed: int) -> list[Passage]:
-    """Passages in shuffled order, with all their questions, until there are exactly `num_questions` (the last one may be cut).
+    """Shuffled passages with all their questions, until there are `num_questions`: the last passage may lose some.
 
-    A smaller number gives a prefix of a larger one's questions, so learning curves are nested.
+    A larger number keeps the questions of a smaller one and adds to them, so learning curves are comparable.
     """
     order = list(passages)
     random.Random(seed).shuffle(order)
@@ -104,6 +104,6 @@ def first_passages(passages: list[Passage], num_questions: int, seed: int) -> li
 
 
 def questions_that(keep: Callable[[Example], bool], passages: list[Passage]) -> list[Passage]:
-    """The passages with the questions that are to be kept, without those that have none of them."""
+    """The passages with the questions that `keep` keeps; a passage without any is left out."""
     kept = [replace(passage, examples=list(filter(keep, passage.examples))) for passage in passages]
     return [passage for passage in kept if passage.examples]

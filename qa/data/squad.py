@@ -1,20 +1,20 @@
-"""SQuAD data in, a list of `Passage` with its questions out, every answer checked against the text that it claims to be.
+"""SQuAD data in, `Passage`s with their questions out. Every answer is checked against the text of its passage.
 
-Reads the official JSON of v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250) and v2.0 (Rajpurkar et al. 2018,
-arXiv:1806.03822) from a file, the hub's flat rows (`squad`, `squad_v2`), or the built-in data (`demo`, `demo_v2`):
+This reads the official JSON of v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250) and v2.0 (Rajpurkar et al. 2018,
+arXiv:1806.03822) from a file, the rows of the hub (`squad`, `squad_v2`), or the built-in data (`demo`, `demo_v2`):
 
     {"version": "v2.0", "data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [
         {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
 
-Offsets count Unicode code points, so a context is never stripped or normalised. Equal passages of one article become one
-`Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary` and never
-hidden: such a question is left out of training, yet still predicted and scored, as the official rules want.
-Used by: windows.py and encode.py (features), splits.py (parts of the data), metrics.py (gold answers).
+An `answer_start` counts Unicode code points, so we never strip or normalise a context. Equal passages of one article become
+one `Passage`, which is read once for all its questions. Whatever is wrong with the data is counted by name in a `Summary`:
+such a question is left out of training, but still predicted and scored, as the official rules want.
+Used by: the three scripts and reader.py (`load_squad`), which hand the passages to splits.py, bert/windows.py and
+llama/encode.py, and the examples to evaluation/metrics.py.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ from pathlib import Path
 
 from qa.data.fields import Question, is_v2_version, read_question, replace_half_pairs
 from qa.errors import UserError
+from qa.files import read_json
 
-Row = tuple[str, str, Question]  # of a file: an article's title, a context, a question about it
+Row = tuple[str, str, Question]  # of a file: the title of an article, a context, a question about it
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 DEMO_NAMES = ("demo", "demo_v2")
 HALF_PAIR_REPLACED = "text with half a surrogate pair, which was replaced by U+FFFD"
@@ -47,15 +48,15 @@ class Example:
 
     id: str  # unique in its SquadData
     question: str
-    answers: tuple[Answer, ...]  # located in the passage, in the file's order; the first one is the training label
-    gold_texts: tuple[str, ...]  # every answer text just as the file has it: what scoring compares with
+    answers: tuple[Answer, ...]  # those found in the passage, in the order of the file; the first one is the training label
+    gold_texts: tuple[str, ...]  # every answer text, exactly as in the file: scoring compares with these
     is_impossible: bool  # v2.0 and no answer; always False in v1.1
-    trainable: bool  # the first answer was located, or v2.0 says that there is none
+    trainable: bool  # the first answer was found, or v2.0 says that there is none
 
 
 @dataclass(eq=False, slots=True)
 class Passage:
-    """What is read once, and the questions about it. Told apart by identity: equal texts in two articles are two."""
+    """A text and the questions about it. Two articles may have passages with the same text: these are two objects."""
 
     title: str
     text: str
@@ -64,7 +65,7 @@ class Passage:
 
 @dataclass
 class Summary:
-    """What was found in the data: how often, with one question id (or place) as an example."""
+    """What is wrong with the data: how often, and the id (or place) of the first case."""
 
     problems: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -76,7 +77,7 @@ class Summary:
         return [f"{count} × {problem} (e.g. {where:.60})" for problem, (count, where) in self.problems.items()]
 
     def reasons(self) -> str:
-        """The end of an error that says that nothing can be used."""
+        """The end of an error message that says that nothing can be used."""
         return f". Found: {'; '.join(self.lines())}" if self.problems else ""
 
 
@@ -87,31 +88,35 @@ class SquadData:
     is_v2: bool
     has_answers: bool  # False: a file to predict, not to score
     summary: Summary
-    repeated_ids: frozenset[str] = frozenset()  # ids that several questions of the file have; none is an Example's
+    repeated_ids: frozenset[str] = frozenset()  # ids of the file that several questions have; no Example has them
 
     @property
     def examples(self) -> list[Example]:
-        """All questions, in the passages' order; what belongs to a question is counted so everywhere."""
+        """All questions, passage by passage. An example_index counts them in this order everywhere."""
         return [example for passage in self.passages for example in passage.examples]
 
     def describe(self) -> str:
-        """One line per finding, the totals first."""
-        examples = self.examples
-        num_trainable = sum(example.trainable for example in examples)
-        head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {len(examples):,} questions on "
-                f"{len(self.passages):,} passages, {num_trainable:,} usable for training")
+        """The totals, then one line for each problem."""
+        num_trainable = sum(example.trainable for example in self.examples)
+        head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {counted(len(self.examples), 'question')} on "
+                f"{counted(len(self.passages), 'passage')}, {num_trainable:,} usable for training")
         return "\n".join([head, *("  " + line for line in self.summary.lines())])
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 question", "1,495 questions"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def load_squad(source: str, split: str = "train") -> SquadData:
     """Load a data set by name.
 
     Args:
-        source: a path of an official JSON file; `squad` or `squad_v2` (hub); `demo` or `demo_v2` (built in).
-        split: "train" or "dev"; a file is its own split, so it is ignored there.
+        source: the path of an official JSON file; `squad` or `squad_v2` (hub); `demo` or `demo_v2` (built in).
+        split: "train" or "dev"; ignored for a file.
 
     Raises:
-        UserError: no such file or hub, no JSON, JSON of another shape, or no question at all.
+        UserError: no such file or no hub, not JSON, JSON of another shape, or no question at all.
     """
     assert split in ("train", "dev"), split
     if source in DEMO_NAMES:
@@ -121,15 +126,15 @@ def load_squad(source: str, split: str = "train") -> SquadData:
         return parse_squad(document, source)
     if source in HUB_NAMES:
         return parse_hub_rows(_download(source, split), source, is_v2=source == "squad_v2")
-    return parse_squad(_read_json(Path(source)), source)
+    return parse_squad(read_json(Path(source), f"SQuAD JSON, or one of {', '.join([*HUB_NAMES, *DEMO_NAMES])}"), source)
 
 
 def parse_squad(document: object, source: str) -> SquadData:
-    """Turn official SQuAD JSON, already parsed, into passages. `source` names it in messages."""
+    """Official SQuAD JSON, already parsed, as passages. `source`: its name in messages."""
     articles = document.get("data") if isinstance(document, dict) else None
     if not isinstance(articles, list):
         raise UserError(f"{source}: not SQuAD JSON: expected an object with a list \"data\" of articles, "
-                        f"found {_shape(document)}. See the README for the form")
+                        f"found {_shape(document)}. The README shows the form")
     summary = Summary()
     rows = list(_questions(articles, source, summary))
     if not rows:
@@ -147,7 +152,7 @@ def parse_squad(document: object, source: str) -> SquadData:
 
 
 def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
-    """The hub's flat rows, one question each, as a file with one passage per question, whose equal passages are then joined."""
+    """The hub gives one row for each question, with its passage. `parse_squad` joins the equal passages."""
     articles: dict[str, list[dict]] = {}
     for row in rows:
         question = {"id": row["id"], "question": row["question"], "answers": row["answers"]}
@@ -157,18 +162,15 @@ def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
 
 
 def find_answer(context: str, text: str, claimed_start: int | None) -> int | None:
-    """The answer's start: the claimed one if the text stands there, else its only occurrence, else None."""
-    if not text:
-        return None
+    """Where the answer starts: at the claimed place if the text is there, else at its only occurrence, else None."""
     if claimed_start is not None and claimed_start >= 0 and context.startswith(text, claimed_start):
         return claimed_start
-    first = context.find(text)
-    only_one = first >= 0 and context.find(text, first + 1) < 0
-    return first if only_one else None
+    first, last = context.find(text), context.rfind(text)
+    return first if first == last >= 0 else None
 
 
 def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
-    """(title, context, question) in file order; what lacks a field is counted and passed over."""
+    """(title, context, question) in the order of the file. What lacks a field is counted and skipped."""
     for article_number, article in enumerate(articles):
         place = f"article {article_number}"
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
@@ -178,10 +180,9 @@ def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
         title = article.get("title")
         title = replace_half_pairs(str(title)) if title and isinstance(title, str | int | float) else place
         for paragraph in paragraphs:
-            context = paragraph.get("context") if isinstance(paragraph, dict) else None
-            qas = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            context, qas = (paragraph.get(name) if isinstance(paragraph, dict) else None for name in ("context", "qas"))
             if not isinstance(context, str) or not isinstance(qas, list):
-                summary.add("passage without a text context and a list of qas, passed over", title)
+                summary.add("passage without a text context and a list of qas, skipped", title)
                 continue
             if (whole := replace_half_pairs(context)) != context:
                 summary.add(HALF_PAIR_REPLACED, title)
@@ -189,11 +190,11 @@ def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
                 if isinstance(qa, dict) and isinstance(qa.get("question"), str):
                     yield title, whole, read_question(qa)
                 else:
-                    summary.add("question without the field question, passed over", title)
+                    summary.add("question without the field question, skipped", title)
 
 
 def _without_repeats(rows: list[Row], summary: Summary) -> list[Row]:
-    """A question that stands in the file twice, id and passage and all, is one question with the answers of both."""
+    """A question that the file has twice (same id, passage and text) becomes one question with the answers of both."""
     first: dict[tuple[str, str, str], Question] = {}
     kept = []
     for title, context, asked in rows:
@@ -203,14 +204,15 @@ def _without_repeats(rows: list[Row], summary: Summary) -> list[Row]:
         else:
             same.claims += [claim for claim in asked.claims if claim not in same.claims]
             same.faults += asked.faults
-            summary.add("question that stands in the file before (same id, passage and text), joined with it", asked.id)
+            summary.add("repeated question (same id, passage and text), joined with the first", asked.id)
     return kept
 
 
 def _unique_ids(rows: list[Row], summary: Summary) -> tuple[list[str], frozenset[str]]:
     """An id for every question, by which it is predicted and scored; and the ids of the file that several questions have.
 
-    Ids that restart in every document: the question "0" of the article "Kolvik" is "Kolvik/0", a second one "Kolvik/0/2".
+    For example, the ids may restart in every document: the question "0" of the article "Kolvik" becomes "Kolvik/0", and
+    another "0" of it "Kolvik/0/2".
     """
     counts = Counter(asked.id for _, _, asked in rows)
     repeated = frozenset(question_id for question_id, count in counts.items() if count > 1 and question_id)
@@ -230,7 +232,7 @@ def _unique_ids(rows: list[Row], summary: Summary) -> tuple[list[str], frozenset
 
 
 def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_answers: bool, summary: Summary) -> Example:
-    """Check one question; every reason to leave it out of training is counted."""
+    """Check one question, and count every reason to leave it out of training."""
     faults, claims = list(asked.faults), asked.answers()
     if not asked.text.strip():
         faults.append("empty question")
@@ -239,7 +241,7 @@ def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_a
     if asked.has_half_pair:
         summary.add(HALF_PAIR_REPLACED, question_id)
     if len(claims) < len(asked.claims):
-        summary.add("answer without a character, taken as no answer", question_id)
+        summary.add("empty answer, taken as no answer", question_id)
     if has_answers and not asked.faults:
         if asked.is_impossible is not None and asked.is_impossible == bool(claims):
             faults.append("is_impossible contradicts the answers")
@@ -250,43 +252,29 @@ def _example(question_id: str, context: str, asked: Question, is_v2: bool, has_a
     for number, (text, claimed_start) in enumerate(claims):
         start = find_answer(context, text, claimed_start)
         if start is None and number == 0:
-            faults.append("answer not at its offset, nor at one other place alone")
+            faults.append("answer not at its offset, and not at exactly one other place")
         elif start is None:
-            summary.add("further answer not at its offset, nor at one other place alone, used for scoring only", question_id)
+            summary.add("further answer not at its offset, and not at exactly one other place, only scored", question_id)
         else:
             answers.append(Answer(text, start))
             if start != claimed_start:
                 summary.add("answer moved to its only occurrence in the passage", question_id)
     for fault in faults:
         summary.add(f"{fault}, left out of training", question_id)
-    gold_texts = tuple(text for text, _ in (claims if is_v2 else asked.claims))  # "" is no gold of v2.0's, but one of v1.1's
+    gold_texts = tuple(text for text, _ in (claims if is_v2 else asked.claims))  # "" is a gold in v1.1 only
     is_impossible = is_v2 and has_answers and not claims and not asked.faults
     trainable = has_answers and not faults and bool(answers or is_impossible)
     return Example(question_id, asked.text, tuple(answers), gold_texts, is_impossible, trainable)
 
 
-def _read_json(path: Path) -> object:
-    try:
-        content = path.read_bytes()  # bytes: no newline translation, which would shift the offsets behind a "\r"
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a SQuAD JSON file, or one of "
-                        f"{', '.join([*HUB_NAMES, *DEMO_NAMES])}") from None
-    if not content.strip():
-        raise UserError(f"{path}: the file is empty; expected SQuAD JSON")
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); expected SQuAD JSON") from None
-
-
 def _download(name: str, split: str) -> Iterable[dict]:
-    """The hub's rows; imported here because `datasets` takes seconds to import and few runs need it."""
-    import datasets
+    """The rows of the hub."""
+    import datasets  # here, because it takes seconds and few runs need it
 
-    datasets.disable_progress_bars()  # one would be drawn by every rank
+    datasets.disable_progress_bars()  # every rank would draw one
     try:
         return datasets.load_dataset(HUB_NAMES[name], split="train" if split == "train" else "validation")
-    except Exception as error:  # a missing hub shows itself in a dozen exception types
+    except Exception as error:  # a hub that cannot be reached raises any of a dozen types
         raise UserError(f"{name}: the hub cannot be reached ({type(error).__name__}); give a SQuAD JSON file instead, "
                         "or demo / demo_v2, which need no hub") from None
 

@@ -1,9 +1,8 @@
 """A file of predictions in the official form, {id: answer}, checked against the data to score it on.
 
-A second file, {id: number}, may hold no-answer scores: higher means "no answer". Both are what evaluate.py
-writes and what the official scripts read. Whatever would give a senseless score, such as the predictions for
-other data, is a `UserError`. Some missing ids are none: they count as wrong, and the caller warns.
-Used by: evaluate.py (`--predictions`, `--na-probs`).
+A second file, {id: number}, may hold no-answer scores: higher means "no answer". evaluate.py writes both, and the official
+scripts read both. What would give a meaningless score, such as predictions for other data, is a `UserError`. Missing ids are
+allowed: they count as wrong, and the caller warns. Used by: evaluate.py (`--predictions`, `--na-probs`).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from qa.data.fields import replace_half_pairs
 from qa.data.squad import SquadData
 from qa.errors import UserError
+from qa.files import read_json
 
 
 def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
@@ -31,10 +31,10 @@ def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
     num_unknown = _count_unknown_ids(path, predictions, data)
     num_empty = sum(answer == "" for answer in predictions.values())
     if not data.is_v2 and num_empty and num_unknown:
-        # "" alone is no proof: a v1.1 system may fail to answer. Unanswerable questions have ids of their own
-        raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer, not in v1.1) '
-                        f"and {num_unknown:,} of {len(predictions):,} ids are not in {data.source}, which is "
-                        "v1.1; score them against the v2.0 data that they were made for")
+        # "" alone proves nothing: a v1.1 system may fail to answer. But unanswerable questions are not among the ids of v1.1
+        raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer, not in v1.1) and '
+                        f"{num_unknown:,} of {len(predictions):,} ids are not in {data.source}, which is v1.1; score them "
+                        "on the v2.0 data that they were made for")
     return predictions
 
 
@@ -53,36 +53,26 @@ def load_na_probs(path: str | Path, data: SquadData) -> dict[str, float]:
     return scores
 
 
-def _read_object(path: str | Path, what: str) -> dict:
-    """The file's JSON object; every number in it is a float."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected JSON of {what}") from None
-    if not content.strip():
-        raise UserError(f"{path}: the file is empty; expected JSON of {what}")
-    try:
-        document = json.loads(content, parse_int=float)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); expected {what}") from None
+def _read_object(path: str | Path, form: str) -> dict:
+    """The JSON object in the file; every number in it is a float."""
+    document = read_json(path, f"JSON of {form}", parse_int=float)
     if not isinstance(document, dict):
-        raise UserError(f"{path}: holds {_show(document)}; expected one object of {what}")
+        raise UserError(f"{path}: holds {_show(document)}; expected one object of {form}")
     return {replace_half_pairs(question_id): value for question_id, value in document.items()}  # as in the data
 
 
 def _count_unknown_ids(path: str | Path, values: dict, data: SquadData) -> int:
-    """How many ids of the file the data does not have; all of them is an error, and so is one that is several questions'."""
+    """How many ids of the file are not in the data. An error if none is, or if an id means several questions."""
     ids = {example.id for example in data.examples}
     if shared := [question_id for question_id in values if question_id in data.repeated_ids]:
-        raise UserError(f"{path}: {len(shared):,} of its ids (first: {_show(shared[0])}) are those of several questions of "
-                        f"{data.source} each, and one prediction cannot answer them all; expected the unique ids, "
-                        f'"title/id", that evaluate.py writes')
+        raise UserError(f"{path}: {len(shared):,} of its ids (first: {_show(shared[0])}) mean several questions of "
+                        f'{data.source}; expected the unique ids, "title/id", that evaluate.py writes')
     num_unknown = len(values.keys() - ids)
     if num_unknown == len(values):
         first = f" (first: {_show(next(iter(values)))})" if values else ""
-        raise UserError(f"{path}: looks like a file for other data: 0 of its {len(values):,} ids{first} are "
-                        f"among the {len(ids):,} of {data.source} (first: {_show(data.examples[0].id)}); "
-                        "give the file made for this data, or the data that it was made for")
+        raise UserError(f"{path}: looks like a file for other data: 0 of its {len(values):,} ids{first} are among the "
+                        f"{len(ids):,} of {data.source} (first: {_show(data.examples[0].id)}); give the file made for this "
+                        "data, or the data that it was made for")
     return num_unknown
 
 

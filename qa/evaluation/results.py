@@ -3,11 +3,11 @@
     metrics.json        the official keys
     predictions.json    {id: answer}: what the official scripts read
     nbest.json          {id: [{text, start_char, end_char, score, confidence}, ...]}, best first
-    generated.json      LLaMA's greedy decoding: {id: {text, grounding}}, what it wrote and how that was found in the passage
-    null_odds.json      v2.0: {id: no-answer score}, under the name that Google's BERT gave it
-    conditions.json     the model, the data and the settings behind the figures
+    generated.json      LLaMA, greedy: {id: {text, grounding}}, what the model wrote and how that was found in the passage
+    null_odds.json      v2.0: {id: no-answer score}; Google's BERT gave the file this name
+    conditions.json     the model, the data and the settings that gave the figures
 
-A set is replaced whole. Used by evaluate.py.
+A new set replaces the old one as a whole. Used by: evaluate.py.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NAMES = ("metrics.json", "predictions.json", "nbest.json", "generated.json", "nu
 
 
 def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
-    """Inside the run's folder or the checkpoint's; for a model that has none of the user's own, under runs/.
+    """A folder inside that of the run or the checkpoint; under runs/ if the model has no folder of the user's.
 
-    Its name says the data and what the user typed. A folder that holds an evaluation of other data, or by other settings,
-    is left alone: a number is added.
+    Its name tells the data and the settings: runs/bert/evaluation-dev-v1.1-max-length-256. If a folder of this name holds an
+    evaluation of something else, the new name ends in a number.
 
     Args:
-        settings: the options that were typed and that change the answers, and their values.
+        settings: the options that the user typed and that change the answers, with their values.
     """
     parts = ["evaluation", Path(data).stem, *(f"{name.replace('_', '-')}-{Path(str(value)).name}"
                                               for name, value in settings.items())]
@@ -46,28 +46,28 @@ def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
     if not folder.is_dir():
         folder = Path("runs") / re.sub(r"[^\w.-]+", "-", folder.name)
     elif folder.name == "model" and (folder.parent / "options.json").is_file():
-        folder = folder.parent  # a run replaces its model/ with the next save
+        folder = folder.parent  # not in model/, which the run replaces with the next save
     numbered = (folder / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(path for path in numbered if _identity(path) in (None, identity(ckpt, data, settings)))
+    return next(path for path in numbered if _saved_identity(path) in (None, identity(ckpt, data, settings)))
 
 
 def check_results_folder(folder: Path | str) -> None:
-    """Whether results can be written there, and stay: asked before anything is computed."""
+    """Refuse a folder that cannot be written to, or that a run would delete, before anything is computed."""
     check_out(folder)
-    for product in (path for path in (Path(folder), *Path(folder).parents) if path.name == "model"):
-        if (product.parent / "options.json").is_file():
-            raise UserError(f"--out {folder}: is inside {product}, which its run replaces with the next save; choose another")
+    for path in (Path(folder), *Path(folder).parents):
+        if path.name == "model" and (path.parent / "options.json").is_file():
+            raise UserError(f"--out {folder}: is inside {path}, which its run replaces with the next save; choose another")
 
 
 def identity(ckpt: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What tells two evaluations apart: the model (but one in a folder of its own), the data's place, and what was typed."""
+    """In these values two evaluations differ: the model (unless the folder is inside its own), the data, what was typed."""
     values = {"ckpt": "" if Path(ckpt).is_dir() else ckpt, "data": data, **settings}
     return {name: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
             for name, value in values.items()}
 
 
-def _identity(folder: Path) -> dict[str, Any] | None:
-    """That of the evaluation in `folder`; None: there is none."""
+def _saved_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity of the evaluation in `folder`; None: there is none."""
     try:
         return json.loads((folder / "conditions.json").read_bytes())["identity"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -75,7 +75,7 @@ def _identity(folder: Path) -> dict[str, Any] | None:
 
 
 def result_files(predictions: list[Prediction], na_threshold: float | None) -> dict[str, dict]:
-    """The files that hold what a reader said: name -> content."""
+    """The files that hold the predictions: name -> content."""
     return {
         "predictions.json": final_answers(predictions, na_threshold),
         "nbest.json": {prediction.id: _nbest(prediction) for prediction in predictions},
@@ -86,10 +86,10 @@ def result_files(predictions: list[Prediction], na_threshold: float | None) -> d
 
 
 def write_results(folder: Path | str, files: dict[str, dict]) -> None:
-    """Write the set into `folder`, which is made if need be. An earlier set is deleted first; other files stay.
+    """Write the set into `folder`, which is made if it does not exist. An earlier set is deleted; other files stay.
 
     Args:
-        files: name, one of NAMES, -> content; what is empty is not written.
+        files: one of NAMES -> content; empty contents are not written.
     """
     folder = Path(folder)
     check_results_folder(folder)
@@ -99,7 +99,7 @@ def write_results(folder: Path | str, files: dict[str, dict]) -> None:
     staged.mkdir(parents=True)
     for name in names:
         write_json(staged / name, files[name])
-    for name in NAMES:  # a kill from here on leaves a part of the new set: never two sets mixed
+    for name in NAMES:  # killed after this, a part of the new set remains: never a mixture
         (folder / name).unlink(missing_ok=True)
     for name in names:
         os.replace(staged / name, folder / name)

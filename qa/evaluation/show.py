@@ -1,6 +1,6 @@
 """Results for a person at a terminal: a line of figures, a table, answers marked in their passages.
 
-Used by evaluate.py and at the end of training.
+Used by: evaluate.py, training/evaluator.py.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import sys
 import textwrap
 from typing import Any
 
-from qa.data.squad import SquadData
+from qa.data.squad import SquadData, counted
 from qa.prediction import Prediction
 
 HIGHLIGHT = ("\033[1;32m", "\033[0m")
 
 
 def metrics_line(metrics: dict[str, Any]) -> str:
-    """"EM 55.32, F1 66.90 (1,495 questions)", with the two halves of v2.0 where there are any."""
+    """ "EM 55.32, F1 66.90 (1,495 questions)", and the two parts of v2.0: questions with an answer and without."""
     exact = metrics.get("exact_match", metrics.get("exact"))
-    line = f"EM {exact:.2f}, F1 {metrics['f1']:.2f} ({metrics['total']:,} questions)"
-    for half, words in (("HasAns", "with an answer"), ("NoAns", "without")):
-        if f"{half}_exact" in metrics:
-            exact, f1, total = (metrics[f"{half}_{figure}"] for figure in ("exact", "f1", "total"))
+    line = f"EM {exact:.2f}, F1 {metrics['f1']:.2f} ({counted(metrics['total'], 'question')})"
+    for part, words in (("HasAns", "with an answer"), ("NoAns", "without")):
+        if f"{part}_exact" in metrics:
+            exact, f1, total = (metrics[f"{part}_{figure}"] for figure in ("exact", "f1", "total"))
             line += f"; {words}: EM {exact:.2f}, F1 {f1:.2f} ({total:,})"
     if "raw_f1" in metrics:
-        line += f"; as generated: EM {metrics['raw_exact']:.2f}, F1 {metrics['raw_f1']:.2f}, "
-        line += f"{metrics['num_exact']:,} texts stand in their passages"
+        line += (f"; as generated: EM {metrics['raw_exact']:.2f}, F1 {metrics['raw_f1']:.2f}, "
+                 f"{counted(metrics['num_exact'], 'text')} found in the passage as written")
     return line
 
 
@@ -37,7 +37,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 
 def marked_passages(data: SquadData, predictions: list[Prediction], count: int) -> str:
-    """A few questions, evenly spread, each with its passage and the predicted span marked in it."""
+    """`count` questions, evenly spread, each with its passage, in which the predicted span is marked."""
     before, after = HIGHLIGHT if sys.stdout.isatty() else ("[[", "]]")
     questions = [(passage.text, example) for passage in data.passages for example in passage.examples]
     parts = []

@@ -91,7 +91,7 @@ def test_joined_articles_are_the_connected_components(seed):
             component = grown
         components.add(frozenset(component))
     if len(components) < 2:
-        with pytest.raises(UserError, match="--held-out 0.4: needs at least two articles .titles. without a passage in common"):
+        with pytest.raises(UserError, match="--held-out 0.4: needs at least two articles without a passage in common"):
             hold_out_articles(passages, 0.4, seed)
         return
     training, held_out = hold_out_articles(passages, 0.4, seed)

@@ -16,6 +16,7 @@ from qa.data.batches import epoch_plan
 from qa.data.splits import hold_out_articles
 from qa.data.squad import load_squad
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
+from qa.training.distributed import Runtime
 from qa.weights import load_tokenizer
 
 EXACT = ["--precision", "fp64", "--dropout", "0", "--save-every", "1", "--keep", "30"]
@@ -64,7 +65,8 @@ def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
     scripts.train(out, *fp16, "--stop-after", "5", status=1)
     checkpoint = load_checkpoint(out)
     checkpoint.state["scaler"]["scale"] = 2.0**26
-    save_checkpoint(out, 5, checkpoint.tensors, checkpoint.state, keep=30)  # takes the place of the other one
+    alone = Runtime(0, 1, torch.device("cpu"))
+    save_checkpoint(out, 5, checkpoint.tensors, checkpoint.state, 30, alone)  # takes the place of the other one
     scripts.train(out, *fp16, "--resume")
 
     lines = run.events("step")[5:]
@@ -96,7 +98,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
 
     ended = scripts.train(tmp_path / "run", "--model", str(base), "--save-every", "1", "--seed", str(seed), ranks=ranks,
                           status=1)
-    questions = windows.question[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
+    questions = windows.example_index[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
     ids = ", ".join(data.examples[question].id for question in sorted(set(questions.tolist())))
     assert ended.last_line.startswith("stopped before the update of step 3: loss nan")
     assert f"questions {ids};" in ended.last_line

@@ -19,6 +19,7 @@ from qa.llama.encode import encode_passages, passages_and_lengths
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.training.checkpoint import load_checkpoint, save_checkpoint
+from qa.training.distributed import Runtime
 
 EXACT = ["--precision", "fp64", "--save-every", "1", "--keep", "30"]
 
@@ -51,7 +52,8 @@ def test_fp16_learns_and_skips_steps_that_overflow(llama_scripts, read_run, tmp_
     checkpoint = load_checkpoint(out)
     already_skipped = checkpoint.state["progress"]["skipped"]
     checkpoint.state["scaler"]["scale"] = 2.0**30
-    save_checkpoint(out, 5, checkpoint.tensors, checkpoint.state, keep=40)  # takes the place of the other one
+    alone = Runtime(0, 1, torch.device("cpu"))
+    save_checkpoint(out, 5, checkpoint.tensors, checkpoint.state, 40, alone)  # takes the place of the other one
     llama_scripts.train(out, *fp16, "--resume")
 
     lines = run.events("step")[5:]

@@ -1,0 +1,41 @@
+"""The pages of docs/learn: each is short, runs, and prints what it says that it shows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs/learn").glob("*.py"))
+
+# What a page must print, as regular expressions: the thing that it is there to show.
+SHOWN = {
+    "1_windows": [r"window 1, 24 tokens: the label is start 14, end 16", r"characters 76 to 85 of the passage: 'Ann Doull'"],
+    "2_spans": [r"  7\.5 +\d\d\.\d%  Ann Doull\n"],
+    "3_attention": [r"1844 +\d\.\d% #+\n", r"\(all others\) +\d\d\.\d%"],
+    "4_lora": [r"16 numbers are frozen, 8 are trained", r"unmerged: W is the identity again: True"],
+    "5_packing": [r"two rows: 13 tokens", r"one row: 9 tokens",
+                  r"largest difference: loss \de[-+]\d\d, gradient \de-(0[6-9]|1\d)"],
+    "6_exact_search": [r"the answer: 'The tower', probability 0\.36; 3 of 10 prefixes were run"],
+}
+
+
+def test_every_page_is_here():
+    assert [page.stem for page in PAGES] == list(SHOWN)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs_and_shows_what_it_says(page, tmp_path):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+    command = re.search(r"^    python (docs/learn/\S+)", page.read_text(encoding="utf-8"), re.M)
+    assert ROOT / command[1] == page
+    done = subprocess.run([sys.executable, page], cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for pattern in SHOWN[page.stem]:
+        assert re.search(pattern, done.stdout), done.stdout
