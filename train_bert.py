@@ -71,7 +71,7 @@ def main() -> None:
     parameters = list(model.parameters())
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; head "
+    say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; span head "
         f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
         *advice(options, typed, model), sep="\n")
     settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
@@ -93,10 +93,11 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
                                         f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
-        f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} windows; held out: {num_held_out:,} questions")
     evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
@@ -120,14 +121,15 @@ def main() -> None:
             scaler.scale(loss).backward()  # adds to every .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
-        # ---- sum over ranks -------------------------------------------------------------------------------------
+        # ---- sum over ranks, clipping ---------------------------------------------------------------------------
         distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
         scaler.unscale_(optimizer)  # divides it by fp16's factor
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
         mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
-            raise stopped_before(step + 1, reason, [questions[q].id for q in sorted(set(windows.question[batch]))], folder)
+            ids = [questions[index].id for index in sorted(set(windows.example_index[batch]))]
+            raise stopped_before(step + 1, reason, ids, folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py

@@ -110,10 +110,11 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "questions", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
-        f"{total_steps:,} steps of {options.batch_size}; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} questions; held out: {num_held_out:,} questions")
     evaluator.begin(reader.with_each_prompt(), epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
@@ -130,13 +131,13 @@ def main() -> None:
         shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
-            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # input_ids [T], targets [N]
+            micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py
             with precision.autocast():
-                loss = forward(micro_batch) / num_answer_tokens  # AnswerLoss in packing.py: a sum over N; its part of the mean
+                loss = forward(micro_batch) / num_answer_tokens  # a sum over N / all of `batch`; see qa/llama/loss.py
             scaler.scale(loss).backward()  # adds to LoRA's .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
-        # ---- sum over ranks -------------------------------------------------------------------------------------
+        # ---- sum over ranks, clipping ---------------------------------------------------------------------------
         distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
         scaler.unscale_(optimizer)  # divides it by fp16's factor
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()

@@ -18,7 +18,8 @@ import math
 
 import torch
 
-from qa.llama.candidates import Trie, make_trie
+from qa.llama.candidates import Trie
+from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
 from qa.llama.prompt import PromptTemplate
 
@@ -39,7 +40,7 @@ def reference_extract(model, template: PromptTemplate, prompt: Prompt, text: str
     Returns:
         [start_char, end_char) in `text`, log P(span, end | prompt), and the number of tokens fed behind the prompt.
     """
-    trie = make_trie(template, text, max_answer_length)
+    trie = make_trie_fast(template, text, max_answer_length)
     rows = [trie.path(node) for node in range(1, len(trie.tokens)) if not trie.children[node]]  # of nodes
     before = torch.tensor([template.instruction_ids + prompt.piece.ids + prompt.question_ids], device=model.device)
     prompt_read = model(before, use_cache=True, logits_to_keep=1)

@@ -1,4 +1,4 @@
-"""Decoding side by side: qa.bert.decode, and the usual loop over the 20 best starts and the 20 best ends.
+"""Decoding side by side: qa.bert.decode_fast, and the usual loop over the 20 best starts and the 20 best ends.
 
     python benchmarks/decoding.py [--questions 10000] [--rounds 3] [--threads 1]
 
@@ -23,6 +23,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -32,44 +33,55 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from qa.bert.decode import NBest, decode_flat  # noqa: E402
+from qa.bert.decode_fast import FlatCandidates, find_candidates  # noqa: E402
+from qa.bert.windows import Windows  # noqa: E402
+from qa.data.squad import Summary  # noqa: E402
 
 MAX_LENGTH, OVERLAP, NUM_BEST, MAX_ANSWER_LENGTH = 384, 128, 20, 30
 QUESTIONS_PER_PASSAGE = 5
 FLOOR = -6.0  # scores outside the passage
-WITH_TEXTS = "qa.bert.decode, with all texts"
+WITH_TEXTS = "qa.bert.decode_fast, with all texts"
 
 
-def make_questions(num_questions: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Scores and offsets in flat arrays, as qa.bert.windows.Windows holds them, and the contexts."""
-    start_scores, end_scores, offsets, lengths, passages, questions, contexts = [], [], [], [], [], [], []
+@dataclass
+class Questions:
+    """Start and end scores of every token of the windows, and the passage of every question."""
+
+    start: np.ndarray
+    end: np.ndarray
+    windows: Windows  # without token ids and labels, which decoding does not read
+    contexts: list[str]
+
+
+def make_questions(num_questions: int, rng: np.random.Generator) -> Questions:
+    start_scores, end_scores, offsets, lengths, ranges, indices, contexts = [], [], [], [], [], [], []
     for index in range(num_questions):
         if index % QUESTIONS_PER_PASSAGE == 0:
             context, tokens = make_passage(rng)
         contexts.append(context)
         start, end = make_scores(len(tokens), rng)
-        head = 2 + int(np.clip(rng.normal(12, 4), 4, 30))  # [CLS] question [SEP]
-        capacity = MAX_LENGTH - head - 1
+        before = 2 + int(np.clip(rng.normal(12, 4), 4, 30))  # [CLS] question [SEP]
+        capacity = MAX_LENGTH - before - 1
         last_begin = max(0, len(tokens) - capacity)
         for begin in range(0, last_begin + capacity - OVERLAP if last_begin else 1, capacity - OVERLAP):
-            piece = slice(begin, begin + capacity)
-            length = head + len(tokens[piece]) + 1
+            part = slice(begin, begin + capacity)
+            length = before + len(tokens[part]) + 1
             for scores, source in ((start_scores, start), (end_scores, end)):
-                padded = np.pad(source[piece], (head, 1), constant_values=FLOOR)
+                padded = np.pad(source[part], (before, 1), constant_values=FLOOR)
                 scores.append(padded + rng.normal(0, 0.3, length))
-            offsets.append(np.pad(tokens[piece], ((head, 1), (0, 0))))
+            offsets.append(np.pad(tokens[part], ((before, 1), (0, 0))))
             lengths.append(length)
-            passages.append((head, length - 1))
-            questions.append(index)
-    return {"start": np.concatenate(start_scores).astype(np.float32),
-            "end": np.concatenate(end_scores).astype(np.float32),
-            "bounds": np.cumsum([0, *lengths]), "passage": np.array(passages, np.int32),
-            "offsets": np.concatenate(offsets).astype(np.int32), "question": np.array(questions, np.int32),
-            "contexts": contexts}
+            ranges.append((before, length - 1))
+            indices.append(index)
+    none = np.zeros(0, np.int32)
+    windows = Windows(none, np.concatenate(offsets).astype(np.int32), np.cumsum([0, *lengths]), np.array(ranges, np.int32),
+                      np.array(indices, np.int32), none, none, 0, Summary())
+    return Questions(np.concatenate(start_scores).astype(np.float32), np.concatenate(end_scores).astype(np.float32), windows,
+                     contexts)
 
 
 def make_passage(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Letters, and tokens of 2 to 8 of them, four of five behind a gap of one: [tokens, 2]."""
+    """Letters, and tokens of 2 to 8 of them, four of five after a gap of one: [tokens, 2]."""
     num_tokens = int(np.clip(rng.lognormal(np.log(145), 0.4), 25, 900))
     gap, size = rng.random(num_tokens) < 0.8, rng.integers(2, 9, num_tokens)
     end = np.cumsum(gap + size)
@@ -88,19 +100,19 @@ def make_scores(num_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     return start, end
 
 
-def loop_input(data: dict[str, Any]) -> dict[str, Any]:
+def loop_input(data: Questions) -> dict[str, Any]:
     """What run_qa.py holds after its evaluation: padded scores, features with offsets or None, examples."""
-    bounds = data["bounds"]
-    all_scores = np.full((2, len(data["question"]), MAX_LENGTH), -100, np.float32)
+    windows = data.windows
+    all_scores = np.full((2, len(windows), MAX_LENGTH), -100, np.float32)
     features = []
-    for window, (first, last) in enumerate(data["passage"].tolist()):
-        cells = slice(bounds[window], bounds[window + 1])
+    for row, (first, past) in enumerate(windows.passage_range.tolist()):
+        cells = slice(windows.bounds[row], windows.bounds[row + 1])
         length = cells.stop - cells.start
-        all_scores[:, window, :length] = data["start"][cells], data["end"][cells]
-        pairs = data["offsets"][cells].tolist()
-        offsets = [tuple(pairs[token]) if first <= token < last else None for token in range(length)]
-        features.append({"example_id": str(data["question"][window]), "offset_mapping": offsets})
-    examples = [{"id": str(index), "context": context} for index, context in enumerate(data["contexts"])]
+        all_scores[:, row, :length] = data.start[cells], data.end[cells]
+        pairs = windows.offsets[cells].tolist()
+        offsets = [tuple(pairs[token]) if first <= token < past else None for token in range(length)]
+        features.append({"example_id": str(windows.example_index[row]), "offset_mapping": offsets})
+    examples = [{"id": str(index), "context": context} for index, context in enumerate(data.contexts)]
     return {"all_start": all_scores[0], "all_end": all_scores[1], "features": features, "examples": examples}
 
 
@@ -157,23 +169,23 @@ def loop_decode(all_start, all_end, features, examples) -> dict[str, list[dict[s
     return all_nbest
 
 
-def all_texts(nbest: NBest) -> list[str]:
-    """The text of every candidate, which `NBest` makes on demand."""
-    contexts = chain.from_iterable(map(repeat, nbest.contexts, np.diff(nbest.bounds).tolist()))
-    spans = zip(contexts, nbest.start_char.tolist(), nbest.end_char.tolist(), strict=True)
+def all_texts(found: FlatCandidates, contexts: list[str]) -> list[str]:
+    """The text of every candidate."""
+    contexts = chain.from_iterable(map(repeat, contexts, np.diff(found.bounds).tolist()))
+    spans = zip(contexts, found.start_char.tolist(), found.end_char.tolist(), strict=True)
     return [context[start:end] for context, start, end in spans]
 
 
-def compare(ours: NBest, theirs: dict[str, list[dict[str, Any]]], num_windows: np.ndarray) -> str:
+def compare(ours: FlatCandidates, all_ours: list[str], theirs: dict[str, list[dict[str, Any]]], num_windows: np.ndarray) -> str:
     """On how many questions the answers differ, and why."""
     best = missed = repeated = 0
-    for mine, spans, several in zip(ours, theirs.values(), num_windows > 1, strict=True):
-        texts = [candidate.text for candidate in mine.candidates]
+    for first, past, spans, several in zip(ours.bounds[:-1], ours.bounds[1:], theirs.values(), num_windows > 1, strict=True):
+        texts = all_ours[first:past]
         best += texts[0] != spans[0]["text"]
         if texts != [span["text"] for span in spans]:
             repeated += several
             missed += not several
-    return (f"the best answers differ on {best:,} of {len(ours):,} questions, the 20 best on {missed + repeated:,}:\n"
+    return (f"the best answers differ on {best:,} of {len(theirs):,} questions, the 20 best on {missed + repeated:,}:\n"
             f"  {missed:,} of one window: the loop lacks a span whose start or end is not among its 20 best\n"
             f"  {repeated:,} of several windows: it also repeats the texts that two windows share")
 
@@ -193,19 +205,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     data = make_questions(args.questions, np.random.default_rng(0))
-    num_windows = np.bincount(data["question"])
+    num_windows = np.bincount(data.windows.example_index)
     lists = loop_input(data)
     arrow = {**lists, "features": as_dataset(lists["features"])}
-    flat = {name: value for name, value in data.items() if name not in ("start", "end")}
-    start, end = torch.from_numpy(data["start"]), torch.from_numpy(data["end"])
+    start, end = torch.from_numpy(data.start), torch.from_numpy(data.end)
 
-    def decode(with_texts: bool) -> NBest | tuple[NBest, list[str]]:
-        nbest = decode_flat(start, end, num_best=NUM_BEST, max_answer_length=MAX_ANSWER_LENGTH, **flat)
-        return (nbest, all_texts(nbest)) if with_texts else nbest
+    def decode(with_texts: bool) -> tuple[FlatCandidates, list[str]]:
+        found = find_candidates(start, end, data.windows, NUM_BEST, MAX_ANSWER_LENGTH, use_null=False)
+        return found, all_texts(found, data.contexts) if with_texts else []
 
     runs = {
         WITH_TEXTS: lambda: decode(True),
-        "qa.bert.decode, characters only": lambda: decode(False),
+        "qa.bert.decode_fast, characters only": lambda: decode(False),
         "the loop, everything in lists": lambda: loop_decode(**lists),
         "the loop, features in a Dataset": lambda: loop_decode(**arrow),
     }
@@ -218,14 +229,14 @@ def main() -> None:
             results.pop(name, None)
             taken, results[name] = seconds(run)
             best_seconds[name] = min(best_seconds[name], taken)
-    ours, theirs = results["qa.bert.decode, characters only"], results["the loop, everything in lists"]
+    (ours, texts), theirs = results[WITH_TEXTS], results["the loop, everything in lists"]
 
-    print(f"{args.questions:,} questions, {len(data['question']):,} windows of {np.diff(data['bounds']).mean():.0f} "
+    print(f"{args.questions:,} questions, {len(data.windows):,} windows of {data.windows.lengths.mean():.0f} "
           f"tokens, {len(ours.score):,} candidates; torch on {args.threads} threads; best of {args.rounds} rounds")
     for name, taken in best_seconds.items():
-        print(f"{name:32} {taken:7.3f} s {1e6 * taken / args.questions:8.1f} µs a question "
+        print(f"{name:36} {taken:7.3f} s {1e6 * taken / args.questions:8.1f} µs a question "
               f"{taken / best_seconds[WITH_TEXTS]:7.1f} ×")
-    print(compare(ours, theirs, num_windows))
+    print(compare(ours, texts, theirs, num_windows))
 
 
 if __name__ == "__main__":

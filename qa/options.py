@@ -170,6 +170,8 @@ class EvaluateOptions:
     max_expansions: int | None = option(None, "LLaMA, with --decode exact: stop the search for an answer after this many "
                                         "prefixes and give the best span so far, which may be a poor one (default: no "
                                         "limit)", only="exact")
+    trace: str | None = option(None, "LLaMA, --decode exact: print the search for the question with this id, prefix by prefix, "
+                               "and evaluate nothing", free=True, only="exact", strict=True)
     base: str | None = option(None, "LLaMA: the adapter's base model, where it is not at the place that the adapter names",
                               only="adapter", strict=True)
     merge_into: str | None = option(None, "LLaMA: write the model, with its adapter merged into it, to this new folder, for "

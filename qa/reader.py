@@ -45,7 +45,7 @@ def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
         UserError: there is no such model, it is damaged, or we do not support its family.
     """
     known = {field.name for field in dataclasses.fields(EvaluateOptions) if field.metadata["only"]} - {
-        "predictions", "na_probs", "merge_into"} | {"na_threshold", "data_seed"}
+        "predictions", "na_probs", "merge_into", "trace"} | {"na_threshold", "data_seed"}
     if unknown := given.keys() - known:
         raise UserError(f"open_reader: no option {min(unknown)!r} for reading; expected one of {', '.join(sorted(known))}")
     options = EvaluateOptions(ckpt=ckpt, **given)

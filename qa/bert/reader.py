@@ -2,8 +2,8 @@
 
     SquadData -> windows -> start and end scores of every token -> the best spans -> Prediction
 
-Windows are scored longest first, so that neighbours in a batch are alike in length and little is padded; the scores go back
-to their places in flat arrays, so the order leaves no trace. Each rank scores its share, and every rank holds all scores.
+The model reads the longest windows first: then the windows of a batch are alike in length, and little is padded. The scores go
+to their places in flat arrays, so the order changes nothing. Each rank scores its share, and every rank gets all scores.
 Used by: train_bert.py (held-out and final scores), qa/reader.py.
 
 T tokens of all windows together
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qa.bert.decode import Decoded, NonFiniteScores, decode_flat
+from qa.bert.decode_fast import find_candidates, make_predictions
 from qa.bert.windows import Windows, make_windows
 from qa.data.batches import cut
 from qa.data.squad import SquadData
 from qa.errors import UserError
-from qa.prediction import Answered, Prediction
+from qa.prediction import Answered
 from qa.settings import ReadSettings
 from qa.training.distributed import Runtime, sum_over_ranks
 from qa.training.precision import Precision
@@ -47,23 +47,20 @@ class BertReader:
         settings = self.settings
         windows = make_windows(data.passages, self.tokenizer, settings.max_length, settings.overlap)
         start, end = window_scores(self.model, windows, self.micro_tokens, self.precision, self.runtime)
-        try:
-            decoded = decode_flat(
-                start, end, bounds=windows.bounds, passage=windows.passage, offsets=windows.offsets,
-                question=windows.question, contexts=[passage.text for passage in data.passages for _ in passage.examples],
-                num_best=settings.num_best, max_answer_length=settings.max_answer_length, use_null=settings.may_refuse(data),
-                null_token=windows.null_token)
-        except NonFiniteScores as error:
-            raise UserError(f"the model's scores are NaN or infinite for {len(error.questions)} questions, the first being "
-                            f"{data.examples[error.questions[0]].id!r}; try --precision fp32, and check the checkpoint's "
-                            "training log") from None
-        predictions = [_prediction(example.id, found) for example, found in zip(data.examples, decoded, strict=True)]
-        return Answered(predictions, windows.summary.lines(), {"windows": len(windows)})
+        check_finite(start + end, windows, data)
+        candidates = find_candidates(start, end, windows, settings.num_best, settings.max_answer_length,
+                                     settings.may_refuse(data))
+        return Answered(make_predictions(candidates, data), windows.summary.lines(), {"windows": len(windows)})
 
 
-def _prediction(question_id: str, found: Decoded) -> Prediction:
-    text = found.candidates[0].text if found.candidates else ""
-    return Prediction(question_id, text, found.candidates, found.no_answer_score, found.null_score, found.null_confidence)
+def check_finite(scores: Tensor, windows: Windows, data: SquadData) -> None:
+    """Refuse a model whose scores are not numbers, with the first question of which they are. scores: [T]."""
+    broken = np.flatnonzero(~scores.isfinite().cpu().numpy())
+    if len(broken):
+        rows = np.searchsorted(windows.bounds, broken, side="right") - 1
+        questions = np.unique(windows.example_index[rows])
+        raise UserError(f"the model's scores are NaN or infinite for {len(questions)} questions, the first being "
+                        f"{data.examples[questions[0]].id!r}; try --precision fp32, and check the checkpoint's training log")
 
 
 @torch.inference_mode()

@@ -125,10 +125,8 @@ def _read_spec(config: dict, path: Path) -> LoraSpec:
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected the folder of a LoRA adapter") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); save the adapter again") from None
+        raise UserError(f"{path} cannot be read as JSON ({error}); expected the folder of a LoRA adapter") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object but a {type(content).__name__}; save the adapter again")
     return content

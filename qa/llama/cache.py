@@ -1,9 +1,9 @@
-"""The KV cache of packed rows, and the forward pass that reads and extends it.
+"""The KV cache of packed rows, and the forward pass that reads it and adds to it.
 
-A row is a passage, its questions and what has been written behind them so far (packing.py). A new token sees, by its
-segment, the passage and what stands before it of its own question: one mask for reading, decoding and looking ahead. A
-search goes on from a question in many ways at once; there a token names the columns of its ancestors itself.
-This is all that greedy decoding (generate.py) and the search for the best span (extract.py) need of the model.
+A row is a passage, its questions, and what was written after each of them so far (packing.py). A new token sees the passage
+and the earlier tokens of its own question; its segment says which these are. So one mask serves reading, greedy decoding
+(greedy.py) and scoring a given answer. Exact decoding (extract.py) tries many answers to one question at the same time. Its
+tokens form a tree, and `seen` lists for each token the columns of its ancestors: " tower" sees " The", but not " 1889".
 
 Shapes: B rows, T new tokens in all, n of the row that has most, C columns of the cache, H hidden size.
 """
@@ -22,8 +22,8 @@ GROWTH = 64  # columns by which a full cache grows at least
 class KVCache:
     """Keys and values of B rows, and each column's segment. What LlamaModel takes as `past_key_values`.
 
-    Room is allocated ahead: `torch.cat` in every step would copy the whole cache each time. A forward pass writes behind
-    the first `length` columns; they count only once `length` is advanced, so a look ahead leaves no trace.
+    Room is allocated ahead: `torch.cat` in every pass would copy the whole cache each time. A forward pass writes after the
+    first `length` columns. What it writes stays only if `length` grows too; else the next pass writes over it.
     """
 
     def __init__(self, num_rows: int, capacity: int, device: torch.device):
@@ -31,11 +31,11 @@ class KVCache:
         self.segments = torch.full((num_rows, capacity), -1, device=device)  # [B, C]; -1: nothing there
         self.keys: list[Tensor] = []  # per layer [B, C, kv heads, head size]
         self.values: list[Tensor] = []
-        self.rows = self.columns = torch.empty(0)  # [T] where the pass under way writes,
-        self.end = 0  # and behind which column it ends
+        self.rows = self.columns = torch.empty(0)  # [T] where the present pass writes its tokens
+        self.end = 0  # one past the last column that it uses
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_) -> tuple[Tensor, Tensor]:
-        """Called by every attention layer with [1, kv, T, d]: store them, return all [B, kv, C, d] up to them."""
+        """Every attention layer calls this with [1, kv, T, d]: store them, return all [B, kv, C, d] up to them."""
         found = []
         for stored, new in ((self.keys, keys), (self.values, values)):
             if layer_idx == len(stored):  # the first pass tells the shapes and the type
@@ -60,11 +60,11 @@ class KVCache:
                 stored[layer] = pad(stored[layer], (0, 0, 0, 0, 0, more))
 
     def hide(self, rows: Tensor, columns: Tensor) -> None:
-        """Nothing that comes later sees these places."""
+        """No later token sees these places."""
         self.segments[rows, columns] = -1
 
     def select(self, rows: Tensor) -> KVCache:
-        """A new cache of these rows; a row may be named often."""
+        """A new cache of these rows; a row may come several times."""
         other = KVCache(0, 0, self.segments.device)
         other.length, other.segments = self.length, self.segments[rows]
         other.keys = [keys[rows] for keys in self.keys]
@@ -77,11 +77,11 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
     """Run the model on T new tokens, some for each row of the cache.
 
     Args:
-        rows, ids, positions, segments: [T]; `rows` ascending. A token sees those before it of its row and segment.
-        keep: whether the tokens stay in the cache, in the columns `cache.columns` [T].
-        seen: [T, A] columns that a token sees beside those, its own among them. Then the new tokens are a tree: each is
-            hidden from all that do not name its column, now and later. The first token of a row goes to the column
-            `cache.length`, the next one to the next.
+        rows, ids, positions, segments: [T]; `rows` ascending. A token sees those before it of its row and segment. keep:
+        whether the tokens stay in the cache, in the columns `cache.columns` [T]. seen: [T, A] the columns of each token's
+        ancestors and of itself, which it sees too. The new tokens are then a tree: each
+            is hidden from all tokens that do not list its column, now and later. A row's first token is written to the column
+            `cache.length`, the next one to the next column.
 
     Returns:
         hidden states [T, H]
@@ -98,7 +98,7 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
         mask[rows[:, None], 0, (layout.places % layout.width)[:, None], seen] = True
     hidden = model.model(
         input_ids=ids[None], position_ids=positions[None], attention_mask=mask, past_key_values=cache, use_cache=True,
-        layout=layout,
+        layout=layout,  # unknown to transformers: it hands it on to our attention function (attention.py)
     ).last_hidden_state[0]  # [T, H]
     if keep:
         cache.length = end

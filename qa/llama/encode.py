@@ -5,7 +5,7 @@ together exceed `max_length` tokens. Training puts a question to the one piece t
 every piece, and keeps the most probable answer.
 
 Input: Passages and a PromptTemplate. Used by: train_llama.py and llama/reader.py, which hand the prompts to packing.py
-and generate.py.
+and reading.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate
 from qa.llama.wording import answer_text
 
-Answer = TypeVar("Answer")  # generate.py's Generation, search.py's Extraction
+Answer = TypeVar("Answer")  # greedy.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,30 +1,22 @@
 r"""Where an answer ends: at a special token, or at the first newline.
 
-    end         special tokens, and tokens that are space up to their first newline ("\n", "\n\n", " \n");
-                the probability that an answer ends is their sum
-    closing     tokens with the answer's last characters *and* a newline (".\n" in Llama 3): they end the answer too, and its
-                text is cut at the newline
-    written     the end token that training puts after an answer: the one that ends the assistant's turn, else eos;
-                other tools stop there as well
+    end_token_ids       special tokens, and tokens that are space up to their first newline ("\n", "\n\n", " \n");
+                        P(end), the probability that an answer ends, is their sum
+    closing_token_ids   tokens with the answer's last characters *and* a newline (".\n" in Llama 3): they end the answer too,
+                        and its text is cut at the newline
+    end_token_id        what training puts after an answer: the end token of the assistant's turn, else eos; other tools stop
+                        there as well
 
 Padding is told by position, never by id: pad = eos in many LLaMAs. Used by: prompt.py.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from qa.errors import UserError
 
 
-class EndTokens(NamedTuple):
-    written: int
-    end: list[int]
-    closing: list[int]
-
-
-def find_end_tokens(tokenizer, after_answer: str) -> EndTokens:
-    """`after_answer`: the text that the chat template writes after an answer; "" without one."""
+def find_end_tokens(tokenizer, after_answer: str) -> tuple[int, list[int], list[int]]:
+    """end_token_id, end_token_ids, closing_token_ids. `after_answer`: what the chat template writes there; "" without one."""
     special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     turn_ends = [id for id, text in special.items() if after_answer.strip().startswith(text)]
@@ -34,5 +26,5 @@ def find_end_tokens(tokenizer, after_answer: str) -> EndTokens:
     texts = tokenizer.backend_tokenizer.decode_batch(alone, skip_special_tokens=False)
     before_newline = {id: text.split("\n")[0].strip() for id, text in enumerate(texts) if "\n" in text}
     newlines = {id for id, before in before_newline.items() if not before}
-    return EndTokens(turn_ends[0] if turn_ends else tokenizer.eos_token_id, sorted(special.keys() | newlines),
-                     sorted(before_newline.keys() - newlines - special.keys()))
+    closing = before_newline.keys() - newlines - special.keys()
+    return (turn_ends or [tokenizer.eos_token_id])[0], sorted(special.keys() | newlines), sorted(closing)

@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from qa.errors import UserError
 
-# The types of fixed size, in struct's letters; 8 is a string, 9 an array.
+# The types of values; those of fixed size with struct's letters.
+TEXT, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 SPECIAL_TOKENS = {f"tokenizer.ggml.{key}_token_id": f"{name}_token" for key, name in
                   (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad"))}
@@ -45,7 +46,7 @@ def gguf_values(file: Path, keys: set[str]) -> dict[str, object]:
             raise ValueError("it does not begin with 'GGUF'")
         _, _, num_pairs = _read(stream, "IQQ")
         for _ in range(num_pairs):
-            key, (kind,) = _read_text(stream), _read(stream, "I")
+            key, (kind,) = _read_value(stream, TEXT), _read(stream, "I")
             value = _read_value(stream, kind)
             if key in keys:
                 found[key] = value
@@ -59,17 +60,13 @@ def _read(stream: BinaryIO, letters: str) -> tuple:
     return struct.unpack(layout, stream.read(struct.calcsize(layout)))
 
 
-def _read_text(stream: BinaryIO) -> str:
-    (length,) = _read(stream, "Q")
-    if length > 1 << 30:
-        raise ValueError(f"a text of {length} bytes in its header")
-    return stream.read(length).decode("utf-8", "replace")
-
-
-def _read_value(stream: BinaryIO, kind: int) -> object:
-    if kind == 8:
-        return _read_text(stream)
-    if kind == 9:
+def _read_value(stream: BinaryIO, kind: int):
+    if kind == TEXT:
+        (length,) = _read(stream, "Q")
+        if length > 1 << 30:
+            raise ValueError(f"a text of {length} bytes in its header")
+        return stream.read(length).decode("utf-8", "replace")
+    if kind == ARRAY:
         inner, length = _read(stream, "IQ")
         return [_read_value(stream, inner) for _ in range(length)]
     if kind not in NUMBERS:

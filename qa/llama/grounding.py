@@ -1,28 +1,27 @@
-"""Generated text → a contiguous span of the passage, with its offset.
+"""Generated text → a span of the passage, with its offset.
 
-A model may answer "denver bronco" where the passage has "Denver Broncos". It is replaced by the first of
+A model may write "denver bronco" where the passage has "Denver Broncos". The text is replaced by the first of
 
-    exact       itself, if the passage has it: the first place that cuts no word, else the first place
-    normalised  the shortest, then earliest, span that the official metric cannot tell from it (case, ASCII
-                punctuation, articles, blanks), as it stands in the passage
-    repaired    the span of best token F1; of those the one with the fewest character edits (Levenshtein),
+    exact       itself, if the passage has it: the first place that cuts no unit, else the first place
+    normalised  the shortest, then earliest, span that is equal to it for the official metric (case, ASCII punctuation,
+                articles, spaces), as the passage has it
+    repaired    the span with the best token F1; of several the one with the fewest character edits (Levenshtein),
                 then the earliest, then the shortest. If no span has a token of the text, edits alone decide
 
-or, if the text or the passage is blank, by "" without offsets (empty).
+or, if the text or the passage is empty, by "" without offsets (empty).
 
-A span begins where a unit (units.py) begins and ends where one ends: "(AFC-winner)" has the units ( AFC - winner ).
+A span begins where a large unit begins and ends where one ends (units.py): "(AFC-winner)" has the units ( AFC - winner ).
 F1 is the official one (evaluation/metrics.py) between the n tokens of the text and the m tokens of the span:
 
     F1 = 2 c / (n + m),   c <= min(n, m) tokens in common, as multisets
 
-Why the search is short: one common token alone gives F1 = 2 / (n + 1), and m > n^2 tokens give at most
-2 n / (n + m) < 2 n / (n + n^2) = 2 / (n + 1). So no best span has more than n^2 tokens (articles and ASCII
-punctuation are none), and none has more than 2 n / b - n once F1 = b is reached. Nor does a best span begin
-or end with a token that the text lacks: without that token c is the same and m is smaller. ASCII punctuation at
-its edges changes no token, so the search goes over *solid* units, those with another character, and only the
-edits look at the marks beside.
+Why few spans need to be scored: one common token alone gives F1 = 2 / (n + 1), and m > n^2 tokens give at most
+2 n / (n + m) < 2 n / (n + n^2) = 2 / (n + 1). So no best span has more than n^2 tokens (articles and ASCII punctuation
+are no tokens), and none has more than 2 n / b - n once F1 = b is reached. Nor does a best span begin or end with a token
+that the text lacks: without that token c is the same and m is smaller. ASCII punctuation at the edges changes no token;
+so the search uses *solid* units only, those with another character. Only the edits look at the punctuation beside them.
 
-Input: text from generate.py. Used by: llama/reader.py, and scoring.py counts how many answers were of each kind.
+Input: text from greedy.py. Used by: llama/reader.py. scoring.py counts how many answers were of each kind.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qa.evaluation.metrics import normalize_answer
-from qa.llama.units import WORDS, Units, cut
+from qa.llama.units import LARGE_UNITS, Units, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +52,17 @@ class Grounded:
 
 @functools.lru_cache(maxsize=1 << 13)
 def _tokens(part: str) -> list[str]:
-    """The official tokens of a part of a chunk.
+    """The official tokens of a word (what is between two spaces), or of a part of one.
 
-    Normalisation never looks past a blank, so a span's tokens are those of its part of the first chunk, of the
-    whole chunks between, and of its part of the last chunk.
+    Normalisation treats each word alone. So a span's tokens are those of its part of the first word, of the whole words
+    between, and of its part of the last word.
     """
     return normalize_answer(part).split()
 
 
 def ground(text: str, context: str) -> Grounded:
     """Find `text`, or the span nearest to it, in `context`."""
-    text, units = text.strip(), cut(context, WORDS)
+    text, units = text.strip(), cut(context, LARGE_UNITS)
     if not text or not units.starts:
         return Grounded("", None, None, "empty")
     start = units.find(text)  # "art" in "an art" rather than in "a part"
@@ -71,7 +70,7 @@ def ground(text: str, context: str) -> Grounded:
     kind, end = "exact", start + len(text)
     if start < 0:
         normalised = normalize_answer(text)
-        solid = [unit for unit in range(len(units.starts)) if units.string(unit, unit).strip(string.punctuation)]
+        solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]
         spans = _best_f1_spans(units, solid, normalised.split())
         equal = [(units.starts[first], units.ends[last]) for first, last in spans
                  if normalize_answer(units.string(first, last)) == normalised]
@@ -101,13 +100,13 @@ def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> li
 def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter, beginnings: set[str],
                      limit: int) -> Iterator[tuple[int, int, int]]:
     """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
-    left, num_common, num_tokens = dict(wanted), 0, 0  # left: still to be found
-    while first < len(solid) and num_tokens <= limit:  # a chunk, or what is left of it
-        stop = bisect.bisect_left(solid, units.chunk_stop[solid[first]])
+    left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
+    while first < len(solid) and num_tokens <= limit:  # a word; of the first one, what is left of it
+        stop = bisect.bisect_left(solid, units.words[units.word_of[solid[first]]][1])
         for last in range(first, stop):
             tokens = _tokens(units.string(solid[first], solid[last]))
             if num_tokens == 0 and not _may_begin(tokens, wanted, beginnings) or num_tokens + len(tokens) > limit + 1:
-                return  # for good: as a chunk grows its tokens grow in number, but for one that becomes an article
+                return  # a longer part has as many tokens or more, unless one of them becomes an article
             if not tokens or tokens[-1] in wanted:
                 more = sum(min(tokens.count(token), left.get(token, 0)) for token in set(tokens))
                 if num_common + more > 0 and num_tokens + len(tokens) <= limit:
@@ -122,18 +121,20 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
 
 
 def _may_begin(tokens: list[str], wanted: Counter, beginnings: set[str]) -> bool:
-    """Whether the first token of a growing part of a chunk is, or may yet become, a wanted one."""
+    """Whether the first token of a part of a word is wanted, or may become so as the part grows."""
     if len(tokens) == 1:  # it may grow, or shrink by 2: "x–th" + "e" ends in an article
         return _fold(tokens[0][:-2]) in beginnings
-    return not tokens or tokens[0] in wanted  # behind it stood an article, so it ends there
+    return not tokens or tokens[0] in wanted  # after it came an article, so it is complete
 
 
 def _fold(token: str) -> str:
-    return token.replace("ς", "σ")  # lower() writes Σ so at a word's end, which may be the end of a part
+    return token.replace("ς", "σ")  # lower() writes Σ as ς at the end, also of a part
 
 
 def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """The nearest of `spans` by edits, with any marks beside, then the earliest, then the shortest; of all spans if empty.
+    """The nearest of `spans` by edits, with any punctuation beside it, then the earliest, then the shortest.
+
+    If there are no `spans`: of all spans of the passage.
 
     Returns:
         start_char, end_char
@@ -142,11 +143,11 @@ def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[i
         distance, starts = edit_table(text, units.text, units.starts)
         return min((distance[end], starts[end], end) for end in units.ends)[1:]
     before = dict(zip(solid, [-1, *solid], strict=False))  # the solid units next to each
-    behind = dict(zip(solid, [*solid[1:], len(units.starts)], strict=True))
+    after = dict(zip(solid, [*solid[1:], len(units)], strict=True))
     found = []
     for first, group in itertools.groupby(spans, key=lambda span: span[0]):
         starts = units.starts[before[first] + 1 : first + 1]
-        ends = [end for _, last in group for end in units.ends[last : behind[last]]]
+        ends = [end for _, last in group for end in units.ends[last : after[last]]]
         distance, nearest = edit_table(text, units.text[starts[0] : ends[-1]], [start - starts[0] for start in starts])
         found += [(distance[end - starts[0]], starts[0] + nearest[end - starts[0]], end) for end in ends]
     return min(found)[1:]

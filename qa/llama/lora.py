@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from qa.errors import UserError
-from qa.llama.targets import LoraSpec, check_every_name, find_targets
+from qa.llama.targets import LoraSpec, find_targets
 
 
 class LoRALinear(nn.Module):
@@ -90,16 +90,12 @@ class LoRALinear(nn.Module):
 
 
 def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, source: str = "--target") -> list[str]:
-    """Freeze the whole model and give every target layer its trainable A and B; the paths of these layers.
+    """Freeze the whole model and give every target layer its trainable A and B; returns the paths of these layers.
 
-    Args:
-        every_name: each listed target must match a layer; peft asks it of one of them only.
-        source: the flag or file that an error names.
+    every_name, source: see `find_targets`. peft asks only that one of the names match.
     """
     assert not lora_layers(model), "LoRA is already injected"
-    if every_name:
-        check_every_name(model, spec.targets, source)
-    targets = find_targets(model, spec, source)
+    targets = find_targets(model, spec, every_name, source)
     model.requires_grad_(False)
     for name, base in targets.items():
         layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
@@ -155,16 +151,14 @@ def load_lora_state_dict(model: nn.Module, tensors: dict[str, torch.Tensor], sou
 def describe_trainable(model: nn.Module) -> str:
     """What trains, as a table: one line for the parameters that differ in the block's number only.
 
-    model.layers.*.self_attn.q_proj.lora_A.weight  [16, 576]  x 30     276,480
+    model.layers.*.self_attn.q_proj.lora_A.weight     [16, 576]  x 30          276,480
     """
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = re.sub(r"\.\d+\.", ".*.", name), str(list(parameter.shape))
-            groups.setdefault(key, []).append(parameter.numel())
-    name_width, shape_width = (max((len(key[column]) for key in groups), default=0) for column in (0, 1))
-    lines = [f"{name:<{name_width}}  {shape:>{shape_width}}  x {len(counts):<4} {sum(counts):>14,}"
-             for (name, shape), counts in groups.items()]
+            label = f"{re.sub(r'[.][0-9]+[.]', '.*.', name):<46} {str(list(parameter.shape)):>12}"
+            groups.setdefault(label, []).append(parameter.numel())
+    lines = [f"{label}  x {len(counts):<4} {sum(counts):>14,}" for label, counts in groups.items()]
     trained = sum(sum(counts) for counts in groups.values())
     total = sum(p.numel() for p in model.parameters())
     return "\n".join([*lines, f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"])

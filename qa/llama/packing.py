@@ -18,7 +18,7 @@ So the loss is exactly that of one row per question, at about a third of the tok
 passage + question + answer must fit the model's context, the row need not. The model predicts the answer's last token, its
 end, but does not read it. The rows of a batch follow each other in one flat sequence; attention.py keeps them apart.
 
-Input: prompts from encode.py. Used by: train_llama.py and loss.py; generate.py and extract.py (the rows).
+Input: prompts from encode.py. Used by: train_llama.py and loss.py; reading.py (the rows).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""The prompt, defined once: passage, question and answer as token ids.
 A prompt is the concatenation of *separately encoded* parts, for training, every decoder and every test:
 
     instruction   BOS, what to do, demonstrations: the same for every question of a run
-    passage       shared by all questions about it, so that it is read once (packing.py, generate.py)
+    passage       shared by all questions about it, so that it is read once (packing.py, reading.py)
     question      the words between passage and question, the question, and the cue to answer
     answer        the text and the end token (end_tokens.py)
 
@@ -23,7 +23,7 @@ answer begins with the token " Denver", as it does in the passage and in all tha
 tokenizers put a "▁" before all that is encoded alone ("\n" + "What" would decode to "\n What"): with them, we encode a
 part that comes after another with a newline before it, and cut the newline's tokens off.
 
-Used by: encode.py, candidates.py, generate.py, extract.py.
+Used by: encode.py, candidates.py, greedy.py, extract.py.
 """
 
 from __future__ import annotations

@@ -1,29 +1,30 @@
 """LLaMA as a reader: a data set's questions in, spans of their passages out, by one of two decoders.
 
-    greedy   the model writes an answer, which is then grounded in the passage
-    exact    the passage's most probable spans are searched, and proven
+    greedy   the model writes an answer (greedy.py), which is then replaced by a span of the passage (grounding.py)
+    exact    the most probable spans of the passage are searched, and proven (search.py)
 
-A passage is read once for all its questions; each rank reads its share of the *passages*, so a passage in pieces stays on one
-rank, and every rank holds all predictions afterwards. Used by: train_llama.py, qa/reader.py.
+Each rank reads its share of the *passages*, so that all pieces of a passage are on one rank. Afterwards every rank has all
+predictions. Used by: train_llama.py, qa/reader.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from qa.data.squad import Example, SquadData
+from qa.data.squad import SquadData
+from qa.errors import UserError
 from qa.llama.candidates import describe_reachability
 from qa.llama.encode import Piece, Prompt, encode_passages
 from qa.llama.extract import extract
-from qa.llama.generate import Generation, best_pieces, generate, log_odds
+from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
-from qa.llama.search import Extraction, Work, best_spans, describe_work
+from qa.llama.search import Extraction, Work, describe_work, join_pieces
+from qa.llama.trace import trace_search
 from qa.prediction import Answered, Candidate, Prediction
 from qa.settings import ReadSettings
 from qa.training.distributed import Runtime, gather_objects
@@ -40,13 +41,13 @@ class LlamaReader:
     micro_tokens: int  # tokens read at a time
 
     def with_each_prompt(self) -> dict[str, LlamaReader]:
-        """The same model with the plain and with the engineered prompt, by what a demo calls it."""
+        """The same model with the plain and with the engineered prompt; the keys are what a demo prints."""
         tokenizer, is_v2 = self.template.tokenizer, self.template.is_v2
         return {f"before training, {kind} prompt": replace(self, template=PromptTemplate(tokenizer, kind, is_v2))
                 for kind in ("plain", "engineered")}
 
     def check(self, *data: SquadData | None) -> None:
-        """Whether there is room for a passage, a question and an answer: asked before training, not after an epoch."""
+        """Raise a UserError if a passage, a question and an answer do not fit: before training, not after an epoch."""
         for part in filter(None, data):
             self._encode(self.template.for_data(self.settings.may_refuse(part)), part)
 
@@ -57,11 +58,11 @@ class LlamaReader:
         prompts, notes = self._encode(template, data)
         notes += _scored_demonstrations(template, data)
         mine = _share(prompts, self.runtime)
-        decode: Callable = self._exact if settings.decode == "exact" else self._greedy
+        decode = self._exact if settings.decode == "exact" else self._greedy
         was_training = self.model.training
         self.model.eval()
         with self.precision.autocast():
-            found, work = decode(template, mine, data.examples)
+            found, work = decode(template, mine)
         self.model.train(was_training)
         everything = {index: prediction for part in gather_objects(found, self.runtime) for index, prediction in part.items()}
         if settings.decode == "exact":
@@ -70,25 +71,38 @@ class LlamaReader:
         predictions = [everything[index] for index in range(len(data.examples))]
         return Answered(predictions, notes, {"prompt": template.settings()})
 
+    @torch.inference_mode()
+    def trace(self, data: SquadData, question_id: str) -> str:
+        """The exact search for one question, as a table to print."""
+        template = self.template.for_data(self.settings.may_refuse(data))
+        prompts = [prompt for prompt in self._encode(template, data)[0] if prompt.id == question_id]
+        if not prompts:
+            raise UserError(f"--trace {question_id}: no question of {data.source} has this id; expected one such as "
+                            f"{data.examples[0].id}")
+        lines = []
+        with self.precision.autocast():
+            for number, prompt in enumerate(prompts, start=1):
+                if len(prompts) > 1:
+                    lines.append(f"piece {number} of {len(prompts)} of the passage, from character {prompt.piece.start_char}")
+                lines += trace_search(self.model, template, prompt, self.settings.max_answer_length, self.settings.num_best)
+        return "\n".join(lines)
+
     def _encode(self, template: PromptTemplate, data: SquadData) -> tuple[list[Prompt], list[str]]:
         settings = self.settings
         return encode_passages(template, data.passages, settings.max_length, settings.overlap, settings.max_answer_length)
 
-    def _greedy(self, template: PromptTemplate, prompts: list[Prompt],
-                examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:
+    def _greedy(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
         """{index of the example: what was written, grounded}."""
         generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
-        return {generation.prompt.example_index: _grounded(generation.prompt.id, generation, template.refusal)
+        return {generation.prompt.example_index: _grounded(generation, template.refusal)
                 for generation in best_pieces(generations, template.refusal)}, []
 
-    def _exact(self, template: PromptTemplate, prompts: list[Prompt],
-               examples: list[Example]) -> tuple[dict[int, Prediction], list[Work]]:
+    def _exact(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
         """{index of the example: the best spans}, and what each search cost."""
         settings = self.settings
-        extractions = best_spans(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
-                                         settings.num_best, settings.max_expansions or 0))
-        found = {extraction.prompt.example_index: _extracted(examples[extraction.prompt.example_index].id, extraction)
-                 for extraction in extractions}
+        extractions = join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
+                                          settings.num_best, settings.max_expansions or 0))
+        found = {extraction.prompt.example_index: _extracted(extraction) for extraction in extractions}
         return found, [extraction.work for extraction in extractions]
 
 
@@ -108,19 +122,19 @@ def _share(prompts: list[Prompt], runtime: Runtime) -> list[Prompt]:
     return [prompt for prompt in prompts if numbers[first_piece[prompt.example_index]] % runtime.num_ranks == runtime.rank]
 
 
-def _extracted(question_id: str, extraction: Extraction) -> Prediction:
-    """The spans as they are. A confidence is the model's own probability; those of all texts there are add up to 1."""
+def _extracted(extraction: Extraction) -> Prediction:
+    """The spans as they are. A confidence is the model's own probability; over all texts that exist it adds up to 1."""
     candidates = [Candidate(*span, math.exp(span.log_prob)) for span in extraction.spans]
     text = candidates[0].text if candidates else ""
-    return Prediction(question_id, text, candidates, *_refusal_scores(extraction.refusal_log_prob))
+    return Prediction(extraction.prompt.id, text, candidates, *_refusal_scores(extraction.refusal_log_prob))
 
 
-def _grounded(question_id: str, generation: Generation, refusal: str | None) -> Prediction:
+def _grounded(generation: Generation, refusal: str | None) -> Prediction:
     """The generated text as a span of the piece of passage that it was read from."""
+    question_id, piece = generation.prompt.id, generation.prompt.piece
     scores = _refusal_scores(generation.refusal_log_prob)
     if refusal is not None and generation.text == refusal:
         return Prediction(question_id, "", [], *scores, generation.text, "refused")
-    piece = generation.prompt.piece
     grounded = ground(generation.text, piece.text)
     candidates = []
     if grounded.start_char is not None:
@@ -132,3 +146,9 @@ def _grounded(question_id: str, generation: Generation, refusal: str | None) -> 
 def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None, float | None]:
     """Of the refusal: the no-answer score, its log-odds; its log P; and its probability."""
     return (None, None, None) if log_prob is None else (log_odds(log_prob), log_prob, math.exp(log_prob))
+
+
+def log_odds(log_prob: float) -> float:
+    """log(p / (1 - p)). Of the refusal it is the no-answer score: above 0, refusing has a probability of more than a half."""
+    log_prob = min(log_prob, -1e-9)  # a sum of rounded terms may reach 0
+    return log_prob - math.log(-math.expm1(log_prob))

@@ -1,31 +1,76 @@
-"""The search for one question's best spans: branch and bound over the trie of candidates, without a model in it.
+"""Exact decoding: the most probable span of the passage, with a proof.
 
-extract.py says what is searched and why it is exact. It alternates between two calls:
+Greedy text need not be in the passage; and where it is, it need not be the most probable span. Here the answer is
 
-    choose   the prefixes that are to be fed next, the most promising first
-    expand   what the model said behind one of them: log P of each continuation, and of the end
+    argmax  log P(s) = sum_i log P(t_i | prompt, t_1 .. t_{i-1}) + log P(end | prompt, t_1 .. t_n),   t_1 .. t_n = tokens(s)
 
-A node is a number of candidates.py's Trie. `best_spans` joins the pieces of a long passage.
+over the candidates s of candidates.py ("exact-extract", Castel et al. 2021, arXiv:2108.05857). t_1 .. t_n is the one encoding
+that training would use; other ways to write the same string add nothing to its probability. P(end) is the sum over all end
+tokens.
+
+Castel et al. run one row of `max_answer_length` tokens for every start in the passage. `best_first` runs one prefix at a time,
+the most probable one first (branch and bound, Land & Doig 1960). No log-probability is positive, so a prefix is a bound on all
+that begins with it:
+
+    log P(t_1 .. t_k) >= log P(t_1 .. t_k, ..., end)
+
+Once the best answer found is at least as probable as every prefix that is still open, no other candidate can be better: this is
+the proof. Most prefixes are never run. An example, where a prefix's numbers are P(prefix) and P(prefix as the whole answer):
+
+    run "The"        0.50  0.05     now open: "The tower" 0.40, "1889" 0.40
+    run "The tower"  0.40  0.36     now open: "1889" 0.40
+    run "1889"       0.40  0.20     nothing is open: "The tower" is the best
+
+One question's way is: this file, candidates.py with units.py, and what puts the model in, trace.py (evaluate.py --trace). To
+answer many questions soon, extract.py runs many prefixes of many questions in one forward pass; skip it, and its schedule.py,
+candidates_fast.py, reading.py and cache.py, on first reading. Used by: extract.py, trace.py, llama/reader.py.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa.errors import not_finite
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Prompt, group_by_example
 
-WIDTH = 5  # prefixes of a question in its first passes
-MOST_WIDTH = 64
-SLACK = math.log(16)  # a prefix so much less probable than the best one has to wait
-GUESS = math.log(0.5)  # of a continuation that has not been scored
+
+class Step(NamedTuple):
+    """A prefix that was run through the model."""
+
+    node: int
+    log_prob: float
+    answer_log_prob: float | None  # as the whole answer, with its end; None: it is no candidate
+
+
+def best_first(trie: Trie, log_probs: Callable[[list[int]], tuple[Any, float]],
+               num_best: int = 1) -> tuple[list[Step], list[Step], list[tuple[float, int]]]:
+    """The `num_best` most probable candidates, by the plain search.
+
+    Args:
+        log_probs: the model. For the tokens of a prefix: log P of the token that follows, to be indexed by the token (a dict, a
+            list), and log P of the end.
+
+    Returns:
+        The best candidates, best first; all prefixes that were run, in order; (log P, node) of those left open, best first.
+    """
+    open_prefixes = [(0.0, ROOT)]  # heap of (-log P, node)
+    best: list[Step] = []
+    steps: list[Step] = []
+    while open_prefixes and (len(best) < num_best or -open_prefixes[0][0] > best[-1].answer_log_prob):
+        cost, node = heapq.heappop(open_prefixes)
+        next_log_probs, end_log_prob = log_probs(trie.prefix(node))
+        for token, child in trie.children[node].items():
+            heapq.heappush(open_prefixes, (cost - min(next_log_probs[token], 0.0), child))  # rounding gives 1e-8 at times
+        steps.append(Step(node, -cost, min(end_log_prob, 0.0) - cost if trie.spans[node] else None))
+        if trie.spans[node]:
+            best = sorted([*best, steps[-1]], key=lambda step: -step.answer_log_prob)[:num_best]
+    return best, steps, [(-cost, node) for cost, node in sorted(open_prefixes)]
 
 
 class Span(NamedTuple):
@@ -39,118 +84,35 @@ class Span(NamedTuple):
 class Work:
     """What a question's search cost, in all pieces of its passage, and how far it came."""
 
-    num_expanded: int  # prefixes
+    num_expanded: int  # prefixes that were run
     num_passes: int  # that it took part in
-    num_positions: int  # tokens fed behind the cue
-    gap: float | None  # None: proven. Else log P of the best candidate is at most so far above that of the best span found
+    num_positions: int  # tokens fed after the cue
+    gap: float | None  # None: proven. Else the best candidate's log P is at most this much above that of the best span found
 
 
 @dataclass(eq=False)
 class Extraction:
-    """The most probable spans for one prompt (or, behind `best_spans`, one example)."""
+    """The most probable spans for one prompt (or, after `join_pieces`, one example)."""
 
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
     open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
     num_expanded: int
-    num_passes: int  # that it took part in
-    num_positions: int  # tokens fed behind the cue
+    num_passes: int
+    num_positions: int
     refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
 
     @property
-    def is_proven(self) -> bool:
-        return self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
-
-    @property
     def work(self) -> Work:
-        gap = None if self.is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
+        is_proven = self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
+        gap = None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
         return Work(self.num_expanded, self.num_passes, self.num_positions, gap)
 
 
-class Search:
-    """The search for one question's best spans: which prefixes are open, and what has been found."""
-
-    def __init__(self, prompt: Prompt, trie: Trie, num_best: int, max_expansions: int):
-        self.prompt, self.trie, self.num_best, self.max_expansions = prompt, trie, num_best, max_expansions
-        self.open: list[tuple[float, int]] = []  # heap of (-log P, node): scored, not expanded
-        self.best: list[tuple[float, int]] = []  # heap of (log P, -node): the best complete spans
-        self.bounds = {ROOT: 0.0}  # log P of each node that is or is being expanded
-        self.columns: dict[int, int] = {}  # where in the cache a node's token stands
-        self.fresh: set[int] = set()  # nodes being expanded
-        self.num_expanded = self.num_passes = self.num_positions = 0
-
-    @property
-    def threshold(self) -> float:
-        """What a prefix must exceed to matter."""
-        return self.best[0][0] if len(self.best) == self.num_best else -math.inf
-
-    @property
-    def open_bound(self) -> float:
-        bound = -self.open[0][0] if self.open else -math.inf
-        return bound if bound > self.threshold else -math.inf
-
-    @property
-    def is_done(self) -> bool:
-        is_over = 0 < self.max_expansions <= self.num_expanded and self.best
-        return self.open_bound == -math.inf or bool(is_over)
-
-    def choose(self, room: int, at_least_one: bool) -> list[int]:
-        """The nodes to feed, at most `room`, parents first: the most promising, and ancestors that the cache forgot."""
-        width = min(WIDTH << self.num_passes // 2, MOST_WIDTH)
-        if self.max_expansions:
-            width = min(width, max(self.max_expansions - self.num_expanded, 1))
-        floor = max(self.threshold, self.open_bound - SLACK)
-        guesses: list[tuple[float, int]] = []
-        fed: dict[int, None] = {}
-        self.fresh = set()
-        while len(self.fresh) < width:
-            source = min((heap for heap in (self.open, guesses) if heap), key=lambda heap: heap[0], default=[(math.inf, ROOT)])
-            cost, node = source[0]
-            if -cost <= floor:
-                break
-            missing = [step for step in self.trie.path(node) if step not in self.columns and step not in fed]
-            if len(fed) + len(missing) > room and (fed or not at_least_one):
-                break
-            heapq.heappop(source)
-            fed |= dict.fromkeys(missing)
-            self.fresh.add(node)
-            if source is self.open:
-                self.bounds[node] = -cost
-            for child in (children := self.trie.children[node]).values():
-                heapq.heappush(guesses, (cost - GUESS + math.log(len(children)), child))
-        return list(fed)
-
-    def expand(self, node: int, log_probs: Sequence[float], end_log_prob: float) -> None:
-        """What follows `node`: log P of each child's token, in order, and of the end."""
-        if math.isnan(end_log_prob):
-            raise not_finite(self.prompt.id)
-        bound = self.bounds[node]
-        self.num_expanded += node != ROOT
-        if self.trie.spans[node] is not None:
-            heapq.heappush(self.best, (bound + min(end_log_prob, 0.0), -node))
-            if len(self.best) > self.num_best:
-                heapq.heappop(self.best)
-        threshold = self.threshold
-        for child, log_prob in zip(self.trie.children[node].values(), log_probs, strict=True):
-            child_bound = bound + min(log_prob, 0.0)
-            if child in self.fresh:
-                self.bounds[child] = child_bound
-            elif child_bound > threshold:
-                heapq.heappush(self.open, (-child_bound, child))
-
-    def result(self, text: str, refusal_log_prob: float | None) -> Extraction:
-        offset, spans = self.prompt.piece.start_char, []
-        for log_prob, negative in sorted(self.best, reverse=True):
-            start, end = self.trie.spans[-negative]
-            spans.append(Span(text[start:end], offset + start, offset + end, log_prob))
-        return Extraction(self.prompt, spans, self.num_best, self.open_bound, self.num_expanded, self.num_passes,
-                          self.num_positions, refusal_log_prob)
-
-
-def best_spans(extractions: Sequence[Extraction]) -> list[Extraction]:
-    """One per example, of passages read in pieces: the most probable spans of all pieces, each text once."""
-    chosen = []
+def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
+    """One per example. Of a passage in pieces: the most probable spans of all pieces, each text once."""
+    joined = []
     for pieces, refusal in group_by_example(extractions):
         spans: dict[str, Span] = {}
         for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
@@ -158,19 +120,18 @@ def best_spans(extractions: Sequence[Extraction]) -> list[Extraction]:
         counts = ("num_expanded", "num_passes", "num_positions")
         totals = {name: sum(getattr(piece, name) for piece in pieces) for name in counts}
         first = pieces[0]
-        chosen.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=refusal,
+        joined.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=refusal,
                               open_bound=max(piece.open_bound for piece in pieces), **totals))
-    return chosen
+    return joined
 
 
 def describe_work(work: Sequence[Work]) -> list[str]:
     """Lines to print on the searches of all questions."""
     if not work:
         return []
-    expanded = np.array([of_question.num_expanded for of_question in work])
-    passes = np.mean([of_question.num_passes for of_question in work])
-    positions = np.mean([of_question.num_positions for of_question in work])
-    gaps = [of_question.gap for of_question in work if of_question.gap is not None]
+    expanded = np.array([one.num_expanded for one in work])
+    passes, positions = (np.mean([getattr(one, name) for one in work]) for name in ("num_passes", "num_positions"))
+    gaps = [one.gap for one in work if one.gap is not None]
     median, most = np.quantile(expanded, (0.5, 0.9), method="inverted_cdf")
     proof = f"{len(gaps)} of {len(work)} not proven, the largest gap in log P being {max(gaps):.2f}" if gaps else "all proven"
     return [f"exact search, per question: {passes:.1f} forward passes with {positions:.1f} tokens in all; prefixes expanded: "

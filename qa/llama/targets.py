@@ -49,8 +49,11 @@ class LoraSpec:
         if not 0 <= self.dropout < 1:
             raise UserError(f"--lora-dropout is {self.dropout}; give a share from 0 up to, but not, 1")
         for pattern in (self.targets, self.exclude, *self.rank_pattern, *self.alpha_pattern):
-            if isinstance(pattern, str):
-                _check_regex(pattern)
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:
+                raise UserError(f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); correct its "
+                                "adapter_config.json") from None
 
     def describe(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
@@ -72,14 +75,6 @@ def _first_match(pattern: dict, name: str, default):
     return default
 
 
-def _check_regex(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); "
-                        "correct its adapter_config.json") from None
-
-
 def targets_from_flag(text: str) -> tuple[str, ...] | str:
     """The value of --target: "q,k,v,o", "q_proj,gate_proj" or "all-linear". LLaMA's names end in _proj."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -88,10 +83,12 @@ def targets_from_flag(text: str) -> tuple[str, ...] | str:
     return tuple(name if "_" in name else f"{name}_proj" for name in names)
 
 
-def find_targets(model: nn.Module, spec: LoraSpec, source: str) -> dict[str, nn.Linear]:
+def find_targets(model: nn.Module, spec: LoraSpec, every_name: bool, source: str) -> dict[str, nn.Linear]:
     """{path: layer} of the layers that `spec` names, in the model's order.
 
-    Raises UserError, which names the flag or file `source`, if there is none, or one that is no linear layer, or a
+    every_name: each listed name must match a layer; else a misspelt one among good ones is left out in silence.
+
+    Raises UserError, which names the flag or file `source`, if there is no such layer, or one that is not linear, or a
     language-model head whose weight is the embedding table (adding to it would change the embeddings as well).
     """
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
@@ -101,22 +98,18 @@ def find_targets(model: nn.Module, spec: LoraSpec, source: str) -> dict[str, nn.
         named = linears
     else:
         named = {name: m for name, m in modules.items() if name and _matches(spec.targets, name)}
-    found = {n: m for n, m in named.items() if not _matches(spec.exclude, n) and _in_blocks(spec, n)}
+    found = {name: m for name, m in named.items() if not _matches(spec.exclude, name) and _in_blocks(spec, name)}
     for name, layer in found.items():
         if type(layer) is not nn.Linear:
             raise UserError(f"{source} names {name}, which is a {type(layer).__name__} and not a linear layer; {hint}")
         if layer is head and layer.weight is model.get_input_embeddings().weight:
             raise UserError(f"{source} names {name}, which shares its weight with the embeddings here; {hint}")
-    if not found:
-        shown = spec.targets if isinstance(spec.targets, str) else ",".join(spec.targets)
+    listed = spec.targets if every_name and isinstance(spec.targets, tuple) else ()
+    unmatched = [name for name in listed if not any(_matches((name,), path) for path in named)]
+    if unmatched or not found:
+        shown = spec.targets if isinstance(spec.targets, str) else ",".join(unmatched or spec.targets)
         raise UserError(f"{source} {shown!r} matches no layer of the model; {hint}")
     return found
-
-
-def check_every_name(model: nn.Module, targets: tuple[str, ...] | str, source: str) -> None:
-    """Each listed name must match a layer. Else a misspelt one among good ones would be left out in silence."""
-    for name in targets if isinstance(targets, tuple) else ():
-        find_targets(model, LoraSpec(targets=(name,)), source)
 
 
 def _matches(pattern: tuple[str, ...] | str, name: str) -> bool:

@@ -1,14 +1,14 @@
-"""A passage cut into units and chunks: where a span of it may begin and end.
+"""A passage cut into units, at whose edges an answer may begin and end.
 
-    passage   The 3rd tower (1889ish, 鉄塔).
-    kinds     aaa 1aa aaaaa .1111aaa. cc..     a letter, 1 digit, c letter of a script without blanks, . another character
-    PARTS     The | 3 | rd | tower | ( | 1889 | ish | , | 鉄 | 塔 | ) | .        for exact decoding
-    WORDS     The | 3rd | tower | ( | 1889ish | , | 鉄 | 塔 | ) | .              for grounding
-    chunks    The | 3rd | tower | (1889ish, | 鉄塔).                             what stands between two blanks
+    passage       The 3rd tower (1889ish, 鉄塔).
+    kinds         aaa 1aa aaaaa .1111aaa. cc..     a letter, 1 digit, c letter of a script without spaces, . another character
+    SMALL_UNITS   The | 3 | rd | tower | ( | 1889 | ish | , | 鉄 | 塔 | ) | .        for exact decoding
+    LARGE_UNITS   The | 3rd | tower | ( | 1889ish | , | 鉄 | 塔 | ) | .              for grounding
+    words         The | 3rd | tower | (1889ish, | 鉄塔).                             what is between two spaces
 
-A span begins where a unit begins, and ends where one ends. Chinese, Japanese, Thai and others are written without blanks
-between words, so that a run of letters is a clause: there each character is a unit. A mark (an accent, a vowel sign, an
-emoji's skin colour) is of one unit with the character before it; Python's \\w has no marks, and would cut "हिन्दी" in six.
+Chinese, Japanese, Thai and others put no spaces between words, so that a run of letters is a clause: there each character is a
+unit. A mark (an accent, a vowel sign, an emoji's skin colour) belongs to the unit of the character before it. Python's \\w has
+no marks: it would cut "हिन्दी" into six.
 
 Used by: candidates.py, grounding.py.
 """
@@ -20,21 +20,21 @@ import re
 import unicodedata
 
 # As the names of their characters say: "CJK UNIFIED IDEOGRAPH-5854", "HALFWIDTH KATAKANA LETTER KA", "THAI CHARACTER KO KAI".
-WITHOUT_BLANKS = re.compile(r"IDEOGRAPH|HIRAGANA|KATAKANA|BOPOMOFO|"
+WITHOUT_SPACES = re.compile(r"IDEOGRAPH|HIRAGANA|KATAKANA|BOPOMOFO|"
                             r"^(THAI|LAO|KHMER|MYANMAR|TIBETAN|YI|(NEW )?TAI|BALINESE|JAVANESE) ")
 # Marks that Unicode files under letters and symbols: Thai and Lao AM, the voiced marks of narrow katakana, skin colours, a
 # flag's letters; and the zero-width non-joiner of Persian words.
 MORE_MARKS = re.compile("[\u0e33\u0eb3\uff9e\uff9f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f\u200c]")
 JOINER = "\u200d"  # makes one sign of two emojis, as a kind "j"; within a word it is a mark as any other
 
-OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark behind a blank has nothing to go with
-PARTS = re.compile(r"a[amj]*|1[1mj]*|" + OTHER)
-WORDS = re.compile(r"[a1_][a1_mj]*|" + OTHER)
+OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark after a space has nothing to go with
+SMALL_UNITS = re.compile(r"a[amj]*|1[1mj]*|" + OTHER)
+LARGE_UNITS = re.compile(r"[a1_][a1_mj]*|" + OTHER)
 
 
 @functools.cache
 def kind(character: str) -> str:
-    """One of the letters above; a blank for any kind of blank, "_" for itself."""
+    """One of the letters above; " " for any kind of space, "_" for itself."""
     if character.isspace() or character == "_":
         return character if character == "_" else " "
     if character == JOINER:
@@ -44,12 +44,12 @@ def kind(character: str) -> str:
     if character.isdecimal():
         return "1"
     if character.isalnum():
-        return "c" if WITHOUT_BLANKS.search(unicodedata.name(character, "")) else "a"
+        return "c" if WITHOUT_SPACES.search(unicodedata.name(character, "")) else "a"
     return "f" if "\U0001f1e6" <= character <= "\U0001f1ff" else "."
 
 
 class Units:
-    """The U units of a text. `pattern`: PARTS or WORDS."""
+    """The U units of a text. `pattern`: SMALL_UNITS or LARGE_UNITS."""
 
     def __init__(self, text: str, pattern: re.Pattern[str]):
         self.text = text
@@ -58,21 +58,24 @@ class Units:
         self.ends = [end for _, end in spans]  # [U] exclusive
         self._starts, self._ends = set(self.starts), set(self.ends)
         firsts = [unit for unit, (start, _) in enumerate(spans) if unit == 0 or start > spans[unit - 1][1]]
-        self.chunks = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each chunk
-        self.chunk_stop = [stop for first, stop in self.chunks for _ in range(first, stop)]  # [U] of the unit's chunk
+        self.words = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each word
+        self.word_of = [word for word, (first, stop) in enumerate(self.words) for _ in range(first, stop)]  # [U]
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
     def string(self, first: int, last: int) -> str:
-        """The units first..last (inclusive), as they stand in the text."""
+        """The units first..last (inclusive), as the text has them."""
         return self.text[self.starts[first] : self.ends[last]]
 
-    def bound(self, start_char: int, end_char: int) -> bool:
+    def are_edges(self, start_char: int, end_char: int) -> bool:
         """Whether a unit begins at `start_char`, and one ends at `end_char` (exclusive)."""
         return start_char in self._starts and end_char in self._ends
 
     def find(self, string: str) -> int:
-        """The first place where `string` stands from a unit's beginning to a unit's end; -1: nowhere."""
+        """The first place of `string` that begins where a unit begins and ends where one ends; -1: nowhere."""
         start = self.text.find(string)
-        while start >= 0 and not self.bound(start, start + len(string)):
+        while start >= 0 and not self.are_edges(start, start + len(string)):
             start = self.text.find(string, start + 1)
         return start
 

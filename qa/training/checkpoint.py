@@ -9,7 +9,7 @@ The train scripts call `save_checkpoint` and, for --resume, `load_checkpoint` (t
 
 Two promises:
 1. A process killed at any instant leaves a checkpoint that loads, never older than the last one that `save_checkpoint`
-   returned from. It writes all files under a hidden name; one rename makes them a checkpoint; one more makes `last` name it;
+   finished. It writes all files under a hidden name; one rename makes them a checkpoint; one more makes `last` name it;
    only then it deletes older ones (files.py says why this is safe).
 2. One changed byte in any of these files is noticed, even a space in the manifest or a digit in `last`. Loading then
    takes the newest whole checkpoint instead, and says so.
@@ -32,9 +32,8 @@ from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes
 from qa.training.distributed import Runtime, barrier
 
-# step-000120; or step-000120.2 if a resumed run saved the same step again
-STEP_FOLDER = re.compile(r"step-([0-9]{6,})(?:\.([0-9]+))?")
-LAST_LINE = re.compile(rb"(step-[0-9.]+) ([0-9a-f]{64})\n")
+STEP_FOLDER = re.compile(r"step-([0-9]{6,})")  # step-000120
+LAST_LINE = re.compile(rb"(step-[0-9]+) ([0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +52,24 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
                     runtime: Runtime) -> None:
     """Save `step` and delete all but the `keep` newest steps. All ranks call this; rank 0 writes.
 
-    Later steps are deleted too. They exist if a resumed run fell back to an earlier step and now trains them again.
-
     Args:
+        step: later than the step that the run was resumed from.
         tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors.
         state: plain JSON.
     """
     if runtime.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        for leftover in (*run.glob(".step-*.tmp"), *run.glob(".last.*.tmp")):  # of a process that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        # The run makes this step and later ones again if it was resumed from an earlier one, because these are damaged.
+        _delete([folder for other, folder in _step_folders(run) if other >= step])
         _write(run, step, tensors, state)
-        _delete_steps(run, step, keep)
+        _delete([folder for _, folder in _step_folders(run)[keep:]])
     barrier(runtime)  # if a rank ended now, torchrun would kill rank 0 while it writes
 
 
 def _write(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(run)
-    # If this step has a folder already, the new one gets another name: the old one may be the only checkpoint, and
-    # rename(2) cannot replace it.
-    versions = [version for other, version, _ in _step_folders(run) if other == step]
-    folder = run / (f"step-{step:06d}" + (f".{versions[0] + 1}" if versions else ""))
+    folder = run / f"step-{step:06d}"
     temporary = run / f".{folder.name}.tmp"
     temporary.mkdir()
     for stem, named in tensors.items():
@@ -83,29 +81,17 @@ def _write(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: d
     write_bytes(run / "last", f"{folder.name} {hashlib.sha256(manifest).hexdigest()}\n".encode())
 
 
-def _step_folders(run: Path) -> list[tuple[int, int, Path]]:
-    """(step, version, folder) of all checkpoints, whole or not, newest first."""
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        hidden = folder.with_name(f".{folder.name}.tmp")  # half deleted, it must not look like a checkpoint
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _step_folders(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints, whole or not, newest first."""
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in run.iterdir() if path.is_dir()]
-    return sorted(((int(name[1]), int(name[2] or 1), path) for name, path in matches if name), reverse=True)
-
-
-def _delete_steps(run: Path, step: int, keep: int) -> None:
-    kept: set[int] = set()
-    for other, _, folder in _step_folders(run):
-        if other > step or other in kept or len(kept) == keep:
-            hidden = run / f".{folder.name}.tmp"  # half deleted, it must not look like a checkpoint
-            folder.rename(hidden)
-            shutil.rmtree(hidden)
-        else:
-            kept.add(other)
-
-
-def _remove_leftovers(run: Path) -> None:
-    """Delete what an earlier process was writing or deleting when it was killed."""
-    for folder in run.glob(".step-*.tmp"):
-        shutil.rmtree(folder)
-    for file in run.glob(".last.*.tmp"):
-        file.unlink()
+    return sorted(((int(name[1]), path) for name, path in matches if name), reverse=True)
 
 
 # ---- loading -----------------------------------------------------------------------------------------------
@@ -120,7 +106,7 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    folders = [folder for _, _, folder in _step_folders(run)] if run.is_dir() else []
+    folders = [folder for _, folder in _step_folders(run)] if run.is_dir() else []
     if not folders and not (run / "last").exists():
         return None
     warnings: list[str] = []
@@ -155,7 +141,7 @@ def _named_by_last(run: Path, folders: list[Path]) -> Path:
 def _damages(folder: Path) -> list[str]:
     """Those that files.py finds; also a manifest of another step than the folder's name says."""
     manifest = read_manifest(folder)
-    if manifest is not None and folder.name.partition(".")[0] != f"step-{manifest['step']:06d}":
+    if manifest is not None and folder.name != f"step-{manifest['step']:06d}":
         return [f"{folder / MANIFEST}: belongs to step {manifest['step']}"]
     return damages(folder)
 

@@ -41,7 +41,7 @@ def start(deterministic: bool = False) -> Runtime:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention makes a plan for each new shape: most micro-batches
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each shape, so for most micro-batches
     else:
         # oneDNN compiles a kernel for every shape of a matrix product and keeps 1,024 of them. Our lengths change from batch
         # to batch, so that would be gigabytes. oneDNN reads this variable at its first product.

@@ -95,7 +95,8 @@ class RunLog:
         now = time.perf_counter()
         steps, seconds = self.stretch, now - self.since
         self.stretch, self.since = [], now
-        loss, speed = _total(steps, "loss_sum") / _total(steps, "weight"), _total(steps, "num_examples") / seconds
+        loss = sum(step["loss_sum"] for step in steps) / sum(step["weight"] for step in steps)
+        speed = sum(step["num_examples"] for step in steps) / seconds
         norms = [step["grad_norm"] for step in steps if math.isfinite(step["grad_norm"])]
         paddings = [step["padding"] for step in steps if step["padding"] is not None]
         number, values = steps[-1]["step"], steps[-1]["values"]
@@ -107,7 +108,3 @@ class RunLog:
             print(f"step {number} of {self.total_steps}: {text}", file=sys.stderr)
         else:
             self.bar.set_postfix_str(text)
-
-
-def _total(steps: list[dict[str, Any]], name: str) -> float:
-    return sum(step[name] for step in steps)

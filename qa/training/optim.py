@@ -15,16 +15,12 @@ from torch import Tensor, nn
 from qa.options import TrainOptions
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of the trainable parameters: matrices and embeddings decay; biases and norm weights (1-D) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [{"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0}]
-
-
 def make_adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; `fused` makes an update in one pass over memory."""
-    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    """AdamW over the trainable parameters. Matrices and embeddings decay; biases and norm weights (1-D) do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+              {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)  # fused: one pass over memory
 
 
 def learning_rate(update: int, total_updates: int, warmup_share: float, peak: float) -> float:

@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from qa.errors import UserError
 from qa.training.distributed import Runtime, gather_objects
 
 AUTOCAST_DTYPES = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,35 +54,25 @@ class Precision:
 def time_products(num_tokens: int, hidden_size: int, intermediate_size: int) -> tuple[float, float]:
     """Seconds of a product of a feed-forward layer, [tokens, hidden] x [hidden, intermediate], in fp32 and in bf16.
 
-    The best of five tries on one core, because waiting for other threads is noise. Fewer tries if they take long, as
-    emulated bf16 does.
+    The best of five tries, fewer if they take long. On one core, because waiting for other threads is noise.
     """
     operands = [(torch.ones(num_tokens, hidden_size, dtype=dtype), torch.ones(intermediate_size, hidden_size, dtype=dtype))
                 for dtype in (torch.float32, torch.bfloat16)]
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    tries = []  # (seconds in fp32, seconds in bf16)
-    while len(tries) < 5 and sum(map(sum, tries)) < 0.1:
-        tries.append([_seconds(nn.functional.linear, *pair) for pair in operands])
+    seconds: list[float] = []  # in fp32, bf16, fp32, bf16, ...
+    while len(seconds) < 10 and sum(seconds) < 0.1:
+        for tokens, weight in operands:
+            begin = time.perf_counter()
+            nn.functional.linear(tokens, weight)
+            seconds.append(time.perf_counter() - begin)
     torch.set_num_threads(num_threads)
-    return min(fp32 for fp32, _ in tries), min(bf16 for _, bf16 in tries)
-
-
-def _seconds(function: Callable, *arguments: torch.Tensor) -> float:
-    begin = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - begin
+    return min(seconds[::2]), min(seconds[1::2])
 
 
 def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate_size: int) -> Precision:
-    """Resolve `--precision`; every rank gets the choice of rank 0.
-
-    Args:
-        hidden_size, intermediate_size: from the model's config: the shape of the product that `auto` measures on a CPU.
-    """
+    """Resolve `--precision`; every rank gets the choice of rank 0. The sizes are those of the model's config."""
     if name != "auto":
-        if name not in AUTOCAST_DTYPES:
-            raise UserError(f"--precision {name}: expected one of auto, {', '.join(AUTOCAST_DTYPES)}")
         return Precision(name, runtime.device.type, f"{name}: asked for by --precision")
     if runtime.device.type == "cuda":
         name = _native_half()
@@ -97,17 +85,16 @@ def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate
 
 
 def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
-    """Resolve `--base-dtype`, the type in which LLaMA's frozen weights are held.
+    """Resolve `--base-dtype`, the type of LLaMA's frozen weights.
 
     Args:
-        precision: `--precision`, perhaps still "auto": `choose_precision` needs the model's shape, so the model comes first.
+        precision: `--precision`, perhaps still "auto": `choose_precision` needs the sizes of a model that is loaded.
     """
     if precision == "fp64":
         return torch.float64
     if name == "auto":
-        half = AUTOCAST_DTYPES[_native_half() if precision == "auto" else precision] if device.type == "cuda" else None
-        return half or torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        name = "fp32" if device.type == "cpu" else _native_half() if precision == "auto" else precision
+    return AUTOCAST_DTYPES[name] or torch.float32
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -121,10 +108,9 @@ def _native_half() -> str:
 
 
 def _bf16_speedup(hidden_size: int, intermediate_size: int) -> tuple[int, float]:
-    """How many times as fast this CPU multiplies in bf16 as in fp32, after the number of tokens that showed it.
+    """The number of tokens of the product that was measured, and how many times as fast it was in bf16 as in fp32.
 
-    Begins at 64 tokens (fewer would measure how fast the weights come from memory) and doubles them until the slower type
-    takes 4 ms: much longer than a clock is wrong.
+    Fewer than 64 would measure how fast memory is. More, until the slower type takes 4 ms: a clock is not exact.
     """
     for num_tokens in (64, 128, 256, 512, 1024, 2048, 4096):
         fp32, bf16 = time_products(num_tokens, hidden_size, intermediate_size)

@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +36,10 @@ from qa.training.distributed import Runtime, barrier, gather_objects
 from qa.training.precision import Precision
 from qa.training.state import TrainState
 
-Options = TypeVar("Options", bound=TrainOptions)
 RUNS = Path("runs")
 
 
-def find_run(options: Options, runtime: Runtime) -> Options:
+def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
     """Decide which folder the run has, before data and model are loaded.
 
     Returns:
@@ -64,7 +63,11 @@ def find_run(options: Options, runtime: Runtime) -> Options:
         if runtime.is_main:
             print(f"the run in {options.out} is already finished; evaluate it with evaluate.py --ckpt {options.out}")
         raise SystemExit(0)
-    return replace(options, precision=_kept_precision(options, recorded))
+    first = recorded.get("resolved_precision", options.precision)
+    if options.precision not in ("auto", first):
+        raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {first}; leave the flag "
+                        "out, or choose another --out")
+    return replace(options, precision=first)
 
 
 def _new_folder(options: TrainOptions) -> str:
@@ -91,19 +94,14 @@ def _newest_unfinished(kind: str) -> str | None:
 
 
 def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
-    """Check that these options can start a run in --out, or resume the one that is there.
-
-    Returns:
-        The record of the run that is there, or None.
-    """
+    """Check that these options can start a run in --out, or resume the one there; returns its record, or None."""
     folder = Path(options.out)
     record_path = folder / "options.json"
     check_out(folder)
     if not record_path.exists():
         if options.resume:
             raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
-        others = [name for name in ("model", "last", "log.jsonl") if (folder / name).exists()] + [
-            path.name for path in folder.glob("step-*")]
+        others = [path.name for pattern in ("model", "last", "log.jsonl", "step-*") for path in folder.glob(pattern)]
         if others:  # a run would replace them
             raise UserError(f"--out {folder}: holds {others[0]!r}, but no run of ours (no options.json); choose another folder")
         return None
@@ -120,26 +118,18 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
     return recorded
 
 
-def _kept_precision(options: TrainOptions, recorded: dict[str, Any]) -> str:
-    first = recorded.get("resolved_precision", options.precision)
-    if options.precision not in ("auto", first):
-        raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {first}; leave the flag "
-                        "out, or choose another --out")
-    return first
-
-
 def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, examples: str) -> tuple[Path, Checkpoint | None]:
-    """Create the run's folder; with --resume, load the last checkpoint instead.
+    """Create the run's folder; with --resume, load its last checkpoint instead.
 
     Args:
         options: as `find_run` returned them.
-        examples: the `fingerprint` of the training examples. It must be the recorded one: the data file may have changed.
+        examples: the `fingerprint` of the training examples.
 
     Returns:
         The folder, and the checkpoint to go on from (None: start at step 0).
 
     Raises:
-        UserError: the examples are others, or no checkpoint is whole.
+        UserError: the run was begun with other examples, or no checkpoint is whole.
     """
     folder, checkpoint = Path(options.out), None
     if options.resume:

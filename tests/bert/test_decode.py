@@ -1,17 +1,27 @@
-"""The decoder against brute force: every pair of every window, in plain Python."""
+"""The simple decoder by hand; the fast one against it, on random windows; what both promise.
+
+One worked case, that of decode.py's docstring: the tokens "Ann", "and", "Bob" with the start scores 3, 0, 2 and the end scores
+1, 0, 2. The best answers of at most two tokens are "Ann" (3 + 1) and "Bob" (2 + 2), and "Ann" is the earlier one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from qa.bert import decode
-from qa.bert.decode import decode_flat
-from qa.bert.spans import NonFiniteScores, _largest_numpy, _largest_torch, best_spans, largest, null_scores, sliding
+from qa.bert import decode_fast
+from qa.bert.decode import decode_question
+from qa.bert.decode_fast import _largest, _sliding, find_candidates, make_predictions
+from qa.bert.reader import check_finite
+from qa.bert.windows import Windows
+from qa.data.squad import Example, Passage, SquadData, Summary
+from qa.errors import UserError
+from qa.prediction import Prediction
 
 KINDS = {  # ties everywhere; as a model gives them; far apart, so that exp underflows
     "integer": lambda rng, size: rng.integers(-2, 3, size).astype(np.float32),
@@ -21,237 +31,188 @@ KINDS = {  # ties everywhere; as a model gives them; far apart, so that exp unde
 }
 
 
-def log_sum(scores: list[float]) -> float:
-    highest = max(scores, default=-math.inf)
-    return highest + math.log(math.fsum(math.exp(score - highest) for score in scores)) if scores else -math.inf
-
-
-def all_spans(start, end, legal, max_answer_length) -> list[tuple]:
-    """(minus score, start, end) of every legal span of one window; scores are summed in the scores' own precision."""
-    return [(-float(start[s] + end[e]), s, e) for s in range(len(start)) if legal[s]
-            for e in range(s, min(s + max_answer_length, len(start))) if legal[e]]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_best_spans_match_brute_force(kind):
-    for seed in range(125):
-        rng = np.random.default_rng([seed, *kind.encode()])
-        num_questions, length, num_best, limit = (int(rng.integers(1, high)) for high in (4, 14, 12, 9))
-        question = np.repeat(np.arange(num_questions), rng.integers(1, 4, num_questions))
-        start, end = KINDS[kind](rng, (2, len(question), length))
-        edges = np.sort(rng.integers(0, length + 1, (len(question), 2)), axis=1)  # some passages are empty
-        legal = (np.arange(length) >= edges[:, :1]) & (np.arange(length) < edges[:, 1:])
-        start[~legal], end[~legal] = rng.choice([np.nan, np.inf, 50.0], 2)  # must not be looked at
-        table = best_spans(torch.tensor(start), torch.tensor(end), torch.tensor(legal), torch.tensor(question),
-                           num_questions, num_best, limit)
-        for index in range(num_questions):
-            found = sorted((score, window, s, e) for window in np.flatnonzero(question == index)
-                           for score, s, e in all_spans(start[window], end[window], legal[window], limit))
-            valid = table.valid[index].tolist()
-            assert valid == [rank < len(found) for rank in range(num_best)]
-            columns = -table.score, table.window, table.start_token, table.end_token
-            assert list(zip(*(column[index][valid].tolist() for column in columns), strict=True)) == found[:num_best]
-            expected = log_sum([-score for score, *_ in found])
-            assert table.log_normaliser[index].item() == pytest.approx(expected, rel=1e-6, abs=2e-6)
-
-
-@dataclass
+@dataclasses.dataclass
 class Case:
-    """Questions with overlapping windows in the flat arrays of windows.py."""
+    """Questions on a passage each, their windows, and the scores of every token."""
 
+    data: SquadData
+    windows: Windows
     start: np.ndarray
     end: np.ndarray
-    arrays: dict
-    num_best: int
-    limit: int
+
+    def fast(self, num_best: int, max_answer_length: int, use_null: bool = False) -> list[Prediction]:
+        start, end = torch.from_numpy(self.start), torch.from_numpy(self.end)
+        found = find_candidates(start, end, self.windows, num_best, max_answer_length, use_null)
+        return make_predictions(found, self.data)
+
+    def plain(self, num_best: int, max_answer_length: int, use_null: bool = False) -> list[Prediction]:
+        return [decode_question(self.start, self.end, self.windows, index, passage, passage.examples[0], num_best,
+                                max_answer_length, use_null) for index, passage in enumerate(self.data.passages)]
+
+
+BOTH = pytest.mark.parametrize("decode", [Case.plain, Case.fast], ids=["plain", "fast"])
+
+
+def case(texts: list[str], parts: list[tuple], start: np.ndarray, end: np.ndarray) -> Case:
+    """parts: (number of the text, tokens before the passage part, its offsets [P, 2]) of every window; one [SEP] ends it."""
+    examples = [Example(str(number), "who?", (), (), False, True) for number in range(len(texts))]
+    passages = [Passage("title", text, [example]) for text, example in zip(texts, examples, strict=True)]
+    indices, befores, offsets = zip(*parts, strict=True)
+    sizes = [len(part) for part in offsets]
+    bounds = np.cumsum([0, *(before + size + 1 for before, size in zip(befores, sizes, strict=True))])
+    passage_range = np.array([(before, before + size) for before, size in zip(befores, sizes, strict=True)], np.int32)
+    all_offsets = np.zeros((bounds[-1], 2), np.int32)
+    for first, before, part in zip(bounds[:-1], befores, offsets, strict=True):
+        all_offsets[first + before:first + before + len(part)] = part
+    labels = np.zeros(len(parts), np.int32)
+    windows = Windows(np.zeros(bounds[-1], np.int32), all_offsets, bounds, passage_range, np.array(indices, np.int32), labels,
+                      labels, 0, Summary())
+    return Case(SquadData("random", passages, False, True, Summary()), windows, start, end)
 
 
 def random_case(rng: np.random.Generator, kind: str, max_tokens: int = 14) -> Case:
-    lengths, passages, questions, offsets, contexts = [], [], [], [], []
+    """Windows that overlap, tokens that share characters, passages without a token."""
+    texts, parts = [], []
     for index in range(int(rng.integers(1, 5))):
         num_tokens = int(rng.integers(0, max_tokens))
-        context = "".join(rng.choice(list("abc dé"), 2 * num_tokens + 1))
-        edges = np.sort(rng.integers(0, len(context) + 1, (num_tokens, 2)), axis=0)  # tokens may share characters
+        text = "".join(rng.choice(list("abc dé"), 2 * num_tokens + 1))
+        edges = np.sort(rng.integers(0, len(text) + 1, (num_tokens, 2)), axis=0)
         tokens = np.stack([edges[:, 0], np.maximum(edges[:, 0], edges[:, 1])], axis=1)
         capacity = int(rng.integers(3, 9))
-        for begin in range(0, max(1, num_tokens - 2), capacity - 2):
-            piece, head = tokens[begin:begin + capacity], int(rng.integers(1, 5))
-            offsets.append(np.concatenate([np.zeros((head, 2)), piece, np.zeros((1, 2))]))
-            lengths.append(head + len(piece) + 1)
-            passages.append((head, head + len(piece)))
-            questions.append(index)
-        contexts.append(context)
-    arrays = {"bounds": np.cumsum([0, *lengths]), "passage": np.array(passages, np.int32), "contexts": contexts,
-              "offsets": np.concatenate(offsets).astype(np.int32), "question": np.array(questions, np.int32),
-              "null_token": np.array([rng.integers(first) for first, _ in passages], np.int32)}
-    start, end = KINDS[kind](rng, (2, sum(lengths)))
-    return Case(start, end, arrays, int(rng.integers(1, 9)), int(rng.integers(1, 7)))
+        parts += [(index, int(rng.integers(1, 5)), tokens[begin:begin + capacity])
+                  for begin in range(0, max(1, num_tokens - 2), capacity - 2)]
+        texts.append(text)
+    return case(texts, parts, *KINDS[kind](rng, (2, sum(before + len(part) + 1 for _, before, part in parts))))
 
 
-def brute_force(case: Case, use_null: bool) -> list[tuple]:
-    """[(distinct spans as (start_char, end_char, score), log normaliser, null score)] of every question."""
-    bounds, offsets, results = case.arrays["bounds"], case.arrays["offsets"], []
-    for index in range(len(case.arrays["contexts"])):
-        found, nulls = [], []
-        for window in np.flatnonzero(case.arrays["question"] == index):
-            cells = slice(bounds[window], bounds[window + 1])
-            start, end = case.start[cells], case.end[cells]
-            column, (first, last) = np.arange(len(start)), case.arrays["passage"][window]
-            found += [(score, window, s, e) for score, s, e in
-                      all_spans(start, end, (column >= first) & (column < last), case.limit)]
-            null = case.arrays["null_token"][window]
-            nulls.append(float(start[null] + end[null]))
-        distinct = {}
-        for score, window, s, e in sorted(found):
-            distinct.setdefault((offsets[bounds[window] + s, 0], offsets[bounds[window] + e, 1]), -score)
-        total = log_sum([-score for score, *_ in found] + ([min(nulls)] if use_null else []))
-        results.append(([(*chars, score) for chars, score in distinct.items()], total, min(nulls)))
-    return results
+def one_window(start: np.ndarray, end: np.ndarray) -> Case:
+    """One question, one window of [CLS] and [SEP], then the passage; every token is one character."""
+    characters = np.arange(len(start) - 3)
+    return case(["x" * len(characters)], [(0, 2, np.stack([characters, characters + 1], axis=1))], start, end)
 
+
+def spans(prediction: Prediction) -> list[tuple[int, int, float]]:
+    return [(candidate.start_char, candidate.end_char, candidate.score) for candidate in prediction.candidates]
+
+
+# ---- by hand ---------------------------------------------------------------------------------------------------------
+
+@BOTH
+def test_worked_case(decode):
+    """Tokens: [CLS] [SEP] Ann and Bob [SEP]."""
+    offsets = np.array([(0, 3), (4, 7), (8, 11)])
+    ann = case(["Ann and Bob"], [(0, 2, offsets)], np.float32([1, 9, 3, 0, 2, 9]), np.float32([0.5, 9, 1, 0, 2, 9]))
+    (found,) = decode(ann, 4, 2, True)
+    assert found.id == "0" and found.text == "Ann" and found.null_score == 1.5 and found.no_answer_score == 1.5 - 4
+    assert [(candidate.text, candidate.score) for candidate in found.candidates] == [
+        ("Ann", 4), ("Bob", 4), ("Ann and", 3), ("and Bob", 2)]
+    total = 2 * math.exp(4) + math.exp(3) + math.exp(2) + math.exp(0) + math.exp(1.5)  # "and" is the fifth span
+    assert [candidate.confidence for candidate in found.candidates] == pytest.approx(
+        [math.exp(score) / total for score in (4, 4, 3, 2)], rel=1e-6)
+    assert found.null_confidence == pytest.approx(math.exp(1.5) / total, rel=1e-6)
+
+
+@BOTH
+def test_windows_are_joined_and_equal_characters_count_once_with_the_best_confidence(decode):
+    """Windows [CLS] a b [SEP] and [CLS] b c [SEP], answers of one token: b is found at 3 and at 5."""
+    a, b, c = (0, 1), (1, 2), (2, 3)
+    joined = case(["abc"], [(0, 1, np.array([a, b])), (0, 1, np.array([b, c]))],
+                  np.float32([1, 2, 3, 0, -1, 5, 4, 0]), np.zeros(8, np.float32))
+    (found,) = decode(joined, 9, 1, True)
+    assert spans(found) == [(1, 2, 5), (2, 3, 4), (0, 1, 2)]
+    assert found.null_score == -1  # of 1 and -1
+    total = sum(math.exp(score) for score in (2, 3, 5, 4, -1))
+    assert found.candidates[0].confidence == pytest.approx(math.exp(5) / total, rel=1e-6)
+
+
+@BOTH
+def test_ties_go_to_the_earliest_window_then_start_then_end(decode):
+    zeros = np.zeros(10, np.float32)
+    three = np.array([(0, 1), (1, 2), (2, 3)])
+    ties = case(["abcdef"], [(0, 1, three), (0, 1, three + 3)], zeros, zeros)
+    found = [(start, end) for start, end, _ in spans(decode(ties, 10, 2)[0])]
+    first = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
+    assert found == first + [(start + 3, end + 3) for start, end in first]
+
+
+# ---- the fast decoder against the simple one -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk_cells, num_cases", [(1, 20), (300, 25), (decode.CHUNK_CELLS, 80)])
-def test_decode_flat_matches_brute_force(kind, chunk_cells, num_cases, monkeypatch):
-    monkeypatch.setattr(decode, "CHUNK_CELLS", chunk_cells)
+@pytest.mark.parametrize("chunk_cells, num_cases", [(1, 20), (300, 25), (decode_fast.CHUNK_CELLS, 80)])
+def test_fast_equals_plain(kind, chunk_cells, num_cases, monkeypatch):
+    monkeypatch.setattr(decode_fast, "CHUNK_CELLS", chunk_cells)
     for seed in range(num_cases):
         rng = np.random.default_rng([seed, chunk_cells, *kind.encode()])
-        case, use_null = random_case(rng, kind), bool(rng.integers(2))
-        decoded = decode_flat(torch.tensor(case.start), torch.tensor(case.end), num_best=case.num_best,
-                              max_answer_length=case.limit, use_null=use_null, **case.arrays)
-        assert len(decoded) == len(case.arrays["contexts"])
-        for answer, context, (spans, total, null) in zip(decoded, case.arrays["contexts"],
-                                                         brute_force(case, use_null), strict=True):
-            assert [(c.start_char, c.end_char, c.score) for c in answer.candidates] == spans[:case.num_best]
-            assert [c.text for c in answer.candidates] == [context[s:e] for s, e, _ in spans[:case.num_best]]
-            close = {"rel": 5e-3 if kind == "extreme" else 1e-5, "abs": 1e-30}  # at 2e4 fp32 is exact to 2e-3
-            for candidate in answer.candidates:
-                assert candidate.confidence == pytest.approx(math.exp(candidate.score - total), **close)
+        random, use_null = random_case(rng, kind), bool(rng.integers(2))
+        options = int(rng.integers(1, 12)), int(rng.integers(1, 9)), use_null
+        close = {"rel": 5e-3 if kind == "extreme" else 1e-5, "abs": 1e-30}  # at 2e4 fp32 is exact to 2e-3
+        for fast, plain in zip(random.fast(*options), random.plain(*options), strict=True):
+            for one, other in zip(fast.candidates, plain.candidates, strict=True):
+                assert one.confidence == pytest.approx(other.confidence, **close)
+                one.confidence = other.confidence
             if use_null:
-                assert answer.null_score == null
-                assert answer.null_confidence == pytest.approx(math.exp(null - total), **close)
-                assert answer.no_answer_score == (null - spans[0][2] if spans else None)
-            else:
-                assert (answer.null_score, answer.null_confidence, answer.no_answer_score) == (None, None, None)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_to_fp32_before_scores_are_added(dtype):
-    case = random_case(np.random.default_rng(7), "normal")
-    start, end = torch.tensor(case.start).to(dtype), torch.tensor(case.end).to(dtype)
-    options = {"num_best": 5, "max_answer_length": 4, **case.arrays}
-    half, full = decode_flat(start, end, **options), decode_flat(start.float(), end.float(), **options)
-    assert list(half) == list(full)
-
-
-def single_window(num_tokens: int) -> dict:
-    """One question, one window of two other tokens, then the passage; every token is one character."""
-    characters = np.arange(num_tokens)
-    offsets = np.concatenate([np.zeros((2, 2)), np.stack([characters, characters + 1], axis=1)]).astype(np.int32)
-    return {"bounds": np.array([0, num_tokens + 2]), "passage": np.array([[2, num_tokens + 2]]), "offsets": offsets,
-            "question": np.array([0]), "contexts": ["x" * num_tokens], "null_token": np.array([0])}
-
-
-@pytest.mark.parametrize("use_null", [False, True])
-def test_confidences_of_all_spans_and_no_answer_sum_to_one(use_null):
-    rng = np.random.default_rng(3)
-    start, end = torch.tensor(5 * rng.standard_normal((2, 42)))
-    decoded = decode_flat(start, end, num_best=10_000, max_answer_length=11, use_null=use_null, **single_window(40))[0]
-    assert len(decoded.candidates) == 40 * 11 - 10 * 11 // 2
-    total = sum(candidate.confidence for candidate in decoded.candidates) + (decoded.null_confidence or 0)
-    assert total == pytest.approx(1, abs=1e-12)
-
-
-def test_ten_thousand_apart_neither_overflows_nor_loses_the_best():
-    start, end = torch.zeros(2, 42)
-    start[5], end[30] = 1e4, 1e4  # too far apart for a span of 11 tokens
-    decoded = decode_flat(start, end, num_best=30, max_answer_length=11, **single_window(40))[0]
-    assert [candidate.score for candidate in decoded.candidates] == [1e4] * 22 + [0] * 8
-    confidences = [candidate.confidence for candidate in decoded.candidates]
-    assert confidences == pytest.approx([1 / 22] * 22 + [0] * 8, abs=1e-3)
-
-
-def test_ties_go_to_the_earliest_window_then_start_then_end():
-    zeros = torch.zeros(2, 3)
-    table = best_spans(zeros, zeros, torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 0]), 1, 12, 2)
-    triples = zip(*(column[0].tolist() for column in (table.window, table.start_token, table.end_token)), strict=True)
-    spans = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
-    assert list(triples)[:10] == [(window, *span) for window in (0, 1) for span in spans]
-    assert table.valid[0].tolist() == [True] * 10 + [False] * 2
+                assert fast.null_confidence == pytest.approx(plain.null_confidence, **close)
+                fast.null_confidence = plain.null_confidence
+            assert fast == plain  # all else to the bit
 
 
 def test_the_best_pair_is_found_though_it_has_none_of_the_20_best_starts_and_ends():
-    start, end = torch.full((2, 102), -9.0)
-    start[-20:], end[2:22] = 9, 9  # each worth most, and with all that stands within its reach worth 0
+    start, end = np.full((2, 103), -9.0, np.float32)
+    start[-21:-1], end[2:22] = 9, 9  # each worth most, and with all that stands within its reach worth 0
     start[52], end[54] = 3, 3
-    decoded = decode_flat(start, end, num_best=1, max_answer_length=30, **single_window(100))[0]
-    assert [(c.start_char, c.end_char, c.score) for c in decoded.candidates] == [(50, 53, 6)]
+    assert spans(one_window(start, end).fast(1, 30)[0]) == [(50, 53, 6)]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_scores_name_their_questions(bad):
-    rng = np.random.default_rng(11)
-    while True:
-        case = random_case(rng, "normal", max_tokens=40)
-        if len(case.arrays["contexts"]) == 4 and len(case.arrays["question"]) > 8 and (
-                case.arrays["passage"][:, 1] > case.arrays["passage"][:, 0]).all():
-            break
-    options = {"num_best": 3, "max_answer_length": 4, **case.arrays}
-    first, last = (int(np.flatnonzero(case.arrays["question"] == index)[-1]) for index in (1, 3))
-    for window, array in ((first, case.start), (last, case.end)):
-        array[case.arrays["bounds"][window] + case.arrays["passage"][window, 1] - 1] = bad
-    with pytest.raises(NonFiniteScores) as error:
-        decode_flat(torch.tensor(case.start), torch.tensor(case.end), **options)
-    assert error.value.questions == [1, 3]
+# ---- confidences -----------------------------------------------------------------------------------------------------
 
-    table = torch.zeros(3, 4)
-    table[2, 1] = bad
-    legal, question = torch.tensor([[False, True, True, False]] * 3), torch.tensor([0, 1, 1])
-    with pytest.raises(NonFiniteScores) as error:
-        best_spans(torch.zeros(3, 4), table, legal, question, 2, 2, 2)
-    assert error.value.questions == [1]
+@BOTH
+@pytest.mark.parametrize("use_null", [False, True])
+def test_confidences_of_all_spans_and_no_answer_sum_to_one(decode, use_null):
+    start, end = 5 * np.random.default_rng(3).standard_normal((2, 43))
+    (found,) = decode(one_window(start, end), 10_000, 11, use_null)
+    assert len(found.candidates) == 40 * 11 - 10 * 11 // 2
+    total = sum(candidate.confidence for candidate in found.candidates) + (found.null_confidence or 0)
+    assert total == pytest.approx(1, abs=1e-12)
 
+
+@BOTH
+def test_ten_thousand_apart_neither_overflows_nor_loses_the_best(decode):
+    start, end = np.zeros((2, 43), np.float32)
+    start[5], end[30] = 1e4, 1e4  # too far apart for a span of 11 tokens
+    (found,) = decode(one_window(start, end), 30, 11)
+    assert [candidate.score for candidate in found.candidates] == [1e4] * 22 + [0] * 8
+    assert [candidate.confidence for candidate in found.candidates] == pytest.approx([1 / 22] * 22 + [0] * 8, abs=1e-3)
+
+
+# ---- scores that are no numbers --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_scores_matter_only_where_they_are_used(bad):
-    rng = np.random.default_rng(12)
-    case = random_case(rng, "normal")
-    options = {"num_best": 3, "max_answer_length": 4, **case.arrays}
-    clean = decode_flat(torch.tensor(case.start), torch.tensor(case.end), **options)
-    nulls = case.arrays["bounds"][:-1] + case.arrays["null_token"]
-    case.start[nulls] = bad
-    ignored = decode_flat(torch.tensor(case.start), torch.tensor(case.end), **options)
-    assert list(ignored) == list(clean)
-    with pytest.raises(NonFiniteScores) as error:
-        decode_flat(torch.tensor(case.start), torch.tensor(case.end), use_null=True, **options)
-    assert error.value.questions == list(range(len(case.arrays["contexts"])))
+def test_non_finite_scores_name_the_first_question(bad):
+    three = np.array([(0, 1), (1, 2), (2, 3)])
+    scores = torch.zeros(20)
+    windows = case(["abc"] * 3, [(0, 1, three), (1, 1, three), (1, 1, three), (2, 1, three)], *np.zeros((2, 20))).windows
+    data = SimpleNamespace(examples=[SimpleNamespace(id=name) for name in ("first", "second", "third")])
+    check_finite(scores, windows, data)
+    scores[[12, 15]] = bad  # of the third and the last window
+    with pytest.raises(UserError, match="NaN or infinite for 2 questions, the first being 'second'"):
+        check_finite(scores, windows, data)
 
 
-def test_null_score_is_the_minimum_over_windows():
-    scores = null_scores(torch.tensor([3.0, -1.0, 5.0, 2.0]), torch.tensor([0, 0, 1, 1]), 2)
-    assert scores.tolist() == [-1, 2]
-
-
-def test_no_question_at_all():
-    empty = np.zeros(0, np.int32)
-    decoded = decode_flat(torch.zeros(0), torch.zeros(0), bounds=np.zeros(1, np.int64), passage=empty.reshape(0, 2),
-                          offsets=empty.reshape(0, 2), question=empty, contexts=[], num_best=3, max_answer_length=4)
-    assert list(decoded) == []
-
+# ---- parts of the fast decoder ---------------------------------------------------------------------------------------
 
 def test_sliding_matches_a_loop():
     values = np.random.default_rng(5).integers(-9, 10, (3, 60))
     for count in range(1, 60):
         views = np.stack([values[:, i:i + 61 - count] for i in range(count)])
-        assert torch.equal(sliding(torch.tensor(values), count, torch.add), torch.tensor(views.sum(axis=0)))
-        assert torch.equal(sliding(torch.tensor(values), count, torch.maximum), torch.tensor(views.max(axis=0)))
+        assert torch.equal(_sliding(torch.tensor(values), count, torch.add), torch.tensor(views.sum(axis=0)))
+        assert torch.equal(_sliding(torch.tensor(values), count, torch.maximum), torch.tensor(views.max(axis=0)))
 
 
-def test_largest_takes_the_first_of_equal_values_on_every_device():
+def test_largest_takes_the_first_of_equal_values():
     rng = np.random.default_rng(6)
     for _ in range(200):
         values = rng.choice([-np.inf, 0, 1, 2], (4, int(rng.integers(1, 12)))).astype(np.float32)
-        for k in range(1, values.shape[1] + 1):
-            expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
-            assert np.array_equal(_largest_numpy(values, k), expected)  # a CPU's way
-            assert np.array_equal(_largest_torch(torch.tensor(values), k), expected)  # that of other devices
-    assert largest(torch.zeros(2, 3), 5).tolist() == [[0, 1, 2], [0, 1, 2]]
+        for count in range(1, values.shape[1] + 1):
+            expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :count], axis=1)
+            assert np.array_equal(_largest(torch.tensor(values), count), expected)
+    assert _largest(torch.zeros(2, 3), 5).tolist() == [[0, 1, 2], [0, 1, 2]]

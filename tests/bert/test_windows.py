@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa import weights
-from qa.bert.windows import NUM_SPECIAL, Windows, _with_marks, make_windows, question_share
+from qa.bert.windows import NO_ANSWER, NUM_SPECIAL, Windows, make_windows, max_question_tokens
 from qa.data.squad import Answer, Example, Passage, parse_squad
 from qa.errors import UserError
 
@@ -71,7 +71,7 @@ def with_contexts(passages: list[Passage]) -> list[tuple[Example, str]]:
 
 
 def rows_of(windows: Windows, index: int) -> np.ndarray:
-    return np.flatnonzero(windows.question == index)
+    return np.flatnonzero(windows.example_index == index)
 
 
 def tokens_of(windows: Windows, row: int) -> np.ndarray:
@@ -86,11 +86,11 @@ def offsets_of(windows: Windows, row: int) -> np.ndarray:
 def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, tokenizer, reference):
     passages = random_passages(max_length, num_passages=15, longest=80)
     windows = make_windows(passages, tokenizer, max_length, overlap)
-    assert windows.question.tolist() == sorted(windows.question.tolist())
+    assert windows.example_index.tolist() == sorted(windows.example_index.tolist())
     num_compared = 0
     for index, (example, context) in enumerate(with_contexts(passages)):
         rows = rows_of(windows, index)
-        if len(reference(example.question, add_special_tokens=False)["input_ids"]) > question_share(max_length, overlap):
+        if len(reference(example.question, add_special_tokens=False)["input_ids"]) > max_question_tokens(max_length, overlap):
             continue  # transformers would cut the passage to nothing, or fail
         expected = reference(example.question, context, truncation="only_second", max_length=max_length,
                              stride=overlap, return_overflowing_tokens=True, return_offsets_mapping=True)
@@ -104,7 +104,7 @@ def test_windows_equal_transformers_overflowing_tokens(max_length, overlap, toke
             assert batch["attention_mask"][number].tolist() == [True] * length + [False] * padding
             assert batch["token_type_ids"][number].tolist() == expected["token_type_ids"][number] + [0] * padding
             in_passage = [place == 1 for place in expected.sequence_ids(number)]
-            first, past = windows.passage[row]
+            first, past = windows.passage_range[row]
             assert in_passage == [first <= column < past for column in range(length)]
             offsets = [(start, end + (context[end:end + 1] == "\u0301")) if inside else (0, 0)  # the one mark in WORDS
                        for (start, end), inside in zip(expected["offset_mapping"][number], in_passage, strict=True)]
@@ -132,7 +132,7 @@ def test_window_labels_recover_answer_text(max_length, overlap, tokenizer):
                 assert answer.text.strip(DROPPED) in text
                 num_labelled += 1
             else:
-                assert start == end == windows.null_token[row] == 0
+                assert start == end == NO_ANSWER
                 num_null += 1
     assert num_labelled > 50 and num_null > 50
 
@@ -149,17 +149,6 @@ def test_an_answer_keeps_the_marks_at_its_end(answer, after, tokenizer):
     assert passage.text[start[0]:end[1]] == answer
 
 
-@pytest.mark.parametrize("text, end, expected", [
-    ("de\u0301e\u0301", 2, 3), ("de\u0301e\u0301", 1, 1), ("de\u0301e\u0301", 4, 5), ("dede", 2, 2), ("dédé", 2, 2),
-    ("de–de", 2, 2), ("👍🏽👍", 1, 2), ("👍🏽👍", 2, 2), ("👩\u200d🔬 a", 1, 3), ("👩\u200d🔬\u200d🔬 a", 1, 5),
-    ("❤\ufe0f\u200d🔥", 1, 4),
-    ("क\u094d\u200dष", 1, 2),  # a joiner between letters is no part of the letter before it
-    ("a\u200d", 1, 1), ("a\u200db", 1, 1), ("\u0301a", 0, 1), ("", 0, 0)])
-def test_an_end_moves_behind_the_marks_that_follow_and_no_further(text, end, expected):
-    offsets = _with_marks(np.array([[0, end]], dtype=np.int32), text)
-    assert offsets.tolist() == [[0, expected]] and offsets.dtype == np.int32
-
-
 def test_an_answer_cut_by_a_window_is_labelled_in_the_window_that_holds_it_whole(tokenizer):
     context = "the bridge opened in 1846 the bridge opened in 1846"
     answer = Answer("opened in 1846", context.index("opened"))
@@ -169,7 +158,7 @@ def test_an_answer_cut_by_a_window_is_labelled_in_the_window_that_holds_it_whole
         offsets = offsets_of(windows, row)
         start, end = windows.start_token[row], windows.end_token[row]
         found.append(context[offsets[start, 0]:offsets[end, 1]] if start else None)
-        columns = slice(*windows.passage[row])
+        columns = slice(*windows.passage_range[row])
         whole = answer.start_char >= offsets[columns][0, 0] and answer.end_char <= offsets[columns][-1, 1]
         assert (found[-1] == answer.text) == whole
     assert answer.text in found and None in found
@@ -195,16 +184,16 @@ def test_long_question_is_truncated_and_counted(tokenizer, reference):
     context = "the bridge opened in 1846 " * 30
     passages = [passage_about(context, "when?", question, question * 2, answer=Answer("1846", 21))]
     for max_length, overlap in ((32, 8), (32, 25), (128, 32)):
-        share = question_share(max_length, overlap)
+        most = max_question_tokens(max_length, overlap)
         windows = make_windows(passages, tokenizer, max_length, overlap)
-        problem = f"question longer than {share} tokens, truncated"
-        expected = {problem: (2, "1")} if len(ids) > share else {problem: (1, "2")}
+        problem = f"question longer than {most} tokens, truncated"
+        expected = {problem: (2, "1")} if len(ids) > most else {problem: (1, "2")}
         assert windows.summary.problems == expected
         assert windows.lengths.max() == max_length
         for row in rows_of(windows, 1):
-            size = min(share, len(ids))
+            size = min(most, len(ids))
             assert tokens_of(windows, row)[:size + 2].tolist() == [2, *ids[:size], 3]  # [CLS] question [SEP]
-            assert windows.passage[row, 0] == size + 2
+            assert windows.passage_range[row, 0] == size + 2
 
 
 def test_every_overlap_is_used_or_refused_with_one_that_works(tokenizer):
@@ -219,10 +208,10 @@ def test_every_overlap_is_used_or_refused_with_one_that_works(tokenizer):
             except UserError as error:
                 assert overlap >= max_length - NUM_SPECIAL - 1  # no room for one question token and one new passage token
                 assert f"--overlap {overlap}" in str(error) and "\n" not in str(error)
-                question_share(max_length, int(str(error).split()[-1]))  # the overlap that the message advises
+                max_question_tokens(max_length, int(str(error).split()[-1]))  # the overlap that the message advises
                 continue
             for index in range(3):
-                sizes = np.diff(windows.passage[rows_of(windows, index)])[:, 0]
+                sizes = np.diff(windows.passage_range[rows_of(windows, index)])[:, 0]
                 assert sizes.sum() - overlap * (len(sizes) - 1) == num_tokens
                 assert (sizes[:-1] == sizes.max()).all() and windows.lengths.max() <= max_length
                 assert len(sizes) == 1 or sizes[-1] > overlap  # the last window brings something new
@@ -232,8 +221,8 @@ def test_every_overlap_is_used_or_refused_with_one_that_works(tokenizer):
 def test_passage_without_tokens_gives_one_window_without_passage(context, tokenizer):
     passages = [passage_about(context, "when"), passage_about("the bridge", "when")]
     windows = make_windows(passages, tokenizer, 32, 4)
-    assert windows.question.tolist() == [0, 1]
-    first, past = windows.passage[0]
+    assert windows.example_index.tolist() == [0, 1]
+    first, past = windows.passage_range[0]
     assert first == past == windows.lengths[0] - 1
     assert tokens_of(windows, 0)[0] == 2 and tokens_of(windows, 0)[-2:].tolist() == [3, 3]
     assert windows.start_token.tolist() == windows.end_token.tolist() == [0, 0]

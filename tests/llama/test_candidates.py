@@ -1,4 +1,4 @@
-"""Candidates against their definition: two loops over all strings, each encoded by `answer_ids`."""
+"""The plain trie and the fast one against the definition: two loops over all strings, each encoded by `answer_ids`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from qa.data.squad import Answer, Example, Passage
-from qa.llama import candidates
-from qa.llama.candidates import ROOT, describe_reachability, make_trie, reachability
+from qa.llama import candidates_fast
+from qa.llama.candidates import describe_reachability, make_trie
+from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import encode_passages
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
@@ -23,7 +24,7 @@ WORDS = ["tower", "the", "Norman", "1889", "of", "x", "naïve", "²", "e\u0301",
 
 
 def make_superword_tokenizer():
-    """Tokens that reach over a blank ("of the"), which no chunk knows of."""
+    """Tokens that reach over a space ("of the"), which no word encoded alone can show."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,7 +35,7 @@ def make_superword_tokenizer():
 
 
 def make_chinese_tokenizer():
-    """Tokens of several letters, of a blank (or a tab) and letters, and of parts of two letters."""
+    """Tokens of several letters, of a space (or a tab) and letters, and of parts of two letters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -108,7 +109,7 @@ def by_definition(template, text, max_tokens):
 
 def in_trie(trie):
     ends = [node for node, span in enumerate(trie.spans) if span is not None]
-    return {tuple(trie.tokens[step] for step in trie.path(node)): trie.spans[node] for node in ends}
+    return {tuple(trie.prefix(node)): trie.spans[node] for node in ends}
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 12, 200])
@@ -119,8 +120,9 @@ def test_the_trie_holds_the_candidates_and_nothing_else(template, max_tokens):
         parts = [rng.choice(WORDS) + rng.choice(["", " ", " ", "  ", "\n", "\t", " \r\n "]) for _ in range(rng.randint(1, 12))]
         texts.append("".join(parts))
     for text in texts:
-        trie, expected = make_trie(template, text, max_tokens), by_definition(template, text, max_tokens)
+        trie, expected = make_trie_fast(template, text, max_tokens), by_definition(template, text, max_tokens)
         found = in_trie(trie)
+        assert found == in_trie(make_trie(template, text, max_tokens))
         assert found.keys() == expected.keys(), text
         for ids, span in found.items():  # the first place that cuts no word, else the first
             assert span == next((place for place in expected[ids] if cuts_no_word(text, place)), expected[ids][0])
@@ -129,34 +131,33 @@ def test_the_trie_holds_the_candidates_and_nothing_else(template, max_tokens):
         assert not dead_ends
 
 
-def test_chunks_are_trusted_only_where_they_agree_with_whole_strings(template, monkeypatch):
+def test_words_are_trusted_only_where_they_agree_with_whole_strings(template, monkeypatch):
     one_by_one = []
-    original = candidates._one_by_one
-    monkeypatch.setattr(candidates, "_one_by_one", lambda *args: one_by_one.append(1) or original(*args))
-    make_trie(template, "The top of the tower of the Norman", 20)
+    monkeypatch.setattr(candidates_fast, "make_trie", lambda *args: one_by_one.append(1) or make_trie(*args))
+    make_trie_fast(template, "The top of the tower of the Norman", 20)
     assert bool(one_by_one) == (len(template.tokenizer("of the").input_ids) == 1)
 
 
-def test_a_token_over_a_blank_is_seen_where_the_parts_have_too_many_tokens():
+def test_a_token_over_a_space_is_seen_where_the_parts_have_too_many_tokens():
     template = PromptTemplate(make_superword_tokenizer())  # " of the " is one token, " of" and " the" are two each
-    assert in_trie(make_trie(template, "of the tower", 3)).keys() == by_definition(template, "of the tower", 3).keys()
+    assert in_trie(make_trie_fast(template, "of the tower", 3)).keys() == by_definition(template, "of the tower", 3).keys()
 
 
 @pytest.mark.parametrize("max_tokens", [2, 4, 9])
-def test_long_chunks_are_cut_where_no_candidate_can_reach(template, monkeypatch, max_tokens):
-    """What has no blanks (Chinese, a link) is one chunk, whose strings are too many to encode them all."""
+def test_long_words_are_cut_where_no_candidate_can_reach(template, monkeypatch, max_tokens):
+    """A text without spaces (Chinese, a link) is one word, which has too many parts to encode them all."""
     rng = random.Random(max_tokens)
     texts = ["塔,tower-1889/the.x_" * 6 + " end"]
     for _ in range(12):
         gaps = rng.choice([["", "", "", "", " ", "\t"], ["", " \n "]])
         texts.append("".join(rng.choice([*WORDS, "塔塔塔", "的灯塔"]) + rng.choice(gaps) for _ in range(rng.randint(1, 25))))
-    monkeypatch.setattr(candidates, "LONG_CHUNK", 0)
+    monkeypatch.setattr(candidates_fast, "LONG_WORD", 0)
     for text in texts:
         expected = {ids: places[0] for ids, places in in_order(by_definition(template, text, max_tokens), text).items()}
-        assert in_trie(make_trie(template, text, max_tokens)) == expected, text
+        assert in_trie(make_trie_fast(template, text, max_tokens)) == expected, text
 
 
-def test_of_a_long_chinese_chunk_little_more_than_the_candidates_is_encoded(monkeypatch):
+def test_of_a_long_chinese_word_little_more_than_the_candidates_is_encoded(monkeypatch):
     template = PromptTemplate(make_chinese_tokenizer())
     text = "".join(random.Random(3).choices(["塔", "的", "灯", "高い", "の", "，", "tower"], k=400))
     num_encoded = 0
@@ -168,15 +169,15 @@ def test_of_a_long_chinese_chunk_little_more_than_the_candidates_is_encoded(monk
         return original(texts, begin)
 
     monkeypatch.setattr(template, "encode_within_answer", count)
-    trie = make_trie(template, text, 20)
+    trie = make_trie_fast(template, text, 20)
     assert num_encoded < 2 * sum(span is not None for span in trie.spans)
 
 
 def test_a_tokenizer_that_makes_one_token_of_many_unknown_characters_reaches_any_length(monkeypatch):
-    monkeypatch.setattr(candidates, "LONG_CHUNK", 0)
+    monkeypatch.setattr(candidates_fast, "LONG_WORD", 0)
     template, text = PromptTemplate(make_fused_tokenizer()), "塔的灯a塔高a" * 3
     expected = {ids: places[0] for ids, places in in_order(by_definition(template, text, 4), text).items()}
-    assert in_trie(make_trie(template, text, 4)) == expected
+    assert in_trie(make_trie_fast(template, text, 4)) == expected
 
 
 def in_order(found, text):
@@ -192,27 +193,27 @@ def test_place_is_that_of_grounding(byte_level_tokenizer):
             assert (grounded.start_char, grounded.end_char) == (start, end)
 
 
-def test_find_follows_a_path(template):
-    trie = make_trie(template, TEXT, 30)
-    ids = template.answer_ids("The tower")[:-1]
-    node = trie.find(ids)
-    assert trie.spans[node] == (0, 9) and [trie.tokens[step] for step in trie.path(node)] == ids
-    assert trie.find([]) == ROOT and trie.find([*ids, -5]) is None and trie.find([-5, *ids]) is None
+def test_worked_case(byte_level_tokenizer):
+    """Six candidates, three of which begin with " The"."""
+    template = PromptTemplate(byte_level_tokenizer)
+    found = in_trie(make_trie(template, "The tower.", 30))
+    assert found == {tuple(template.answer_ids("The tower."[start:end])[:-1]): (start, end)
+                     for start, end in [(0, 3), (0, 9), (0, 10), (4, 9), (4, 10), (9, 10)]}
 
 
 CHINESE = "白塔镇的灯塔由林·安娜于一八四四年点亮，1982年改为自动。守塔人住了三十年。"
 ANSWERS = ["白塔镇", "林·安娜", "一八四四年", "1982年", "三十年"]
 
 
-def test_answers_in_a_script_without_blanks_are_candidates(template):
-    found = in_trie(make_trie(template, CHINESE, 60))
+def test_answers_in_a_script_without_spaces_are_candidates(template):
+    found = in_trie(make_trie_fast(template, CHINESE, 60))
     for answer in ANSWERS:
         start, end = found[tuple(template.answer_ids(answer)[:-1])]
         assert CHINESE[start:end] == answer
 
 
 @pytest.mark.parametrize("letters", ["灯塔于年在的，。", "とうカタ高い、ー", "กนที่อัยแำ"])
-def test_every_run_of_characters_of_a_script_without_blanks_is_reachable(template, letters):
+def test_every_run_of_characters_of_a_script_without_spaces_is_reachable(template, letters):
     rng = random.Random(6)
     text = "".join(rng.choices(letters, k=300))
     places = [place for place in range(301) if is_edge(text, place)]
@@ -220,7 +221,7 @@ def test_every_run_of_characters_of_a_script_without_blanks_is_reachable(templat
     examples = [Example(str(number), "What?", (Answer(answer, text.index(answer)),), (answer,), False, True)
                 for number, answer in enumerate(answers)]
     prompts, _ = encode_passages(template, [Passage("t", text, examples)], 2000, max_new_tokens=1000)
-    assert reachability(template, examples, prompts, 1000) == (1, 1)
+    assert describe_reachability(template, examples, prompts, 1000)[0].count("100.00%") == 2
 
 
 def test_reachability_counts_the_answers_that_are_candidates(template):
@@ -232,7 +233,7 @@ def test_reachability_counts_the_answers_that_are_candidates(template):
 
     examples = [example("1889", "188"), example("uilt", "Eiffel"), example("metre"), example()]
     prompts, _ = encode_passages(template, [Passage("t", context, examples)], 400, max_new_tokens=30)
-    assert reachability(template, examples, prompts, 30) == (1 / 3, 2 / 3)
-    assert reachability(template, examples, prompts, 2)[0] <= 1 / 3
-    assert "33.33%" in describe_reachability(template, examples, prompts, 30)[0]
-    assert describe_reachability(template, examples[3:], prompts[3:], 30) == []
+    (line,) = describe_reachability(template, examples, prompts, 30)
+    assert "the first answer of 33.33%" in line and "any answer of 66.67%" in line
+    assert "first answer of 0.00%" in describe_reachability(template, examples, prompts, 1)[0]
+    assert describe_reachability(template, [example()] * 4, prompts, 30) == []

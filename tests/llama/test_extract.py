@@ -1,8 +1,9 @@
-"""Exact decoding against brute force: every candidate scored by plain forward passes of transformers' model."""
+"""Exact decoding against the plain search, and against brute force: all candidates scored by transformers' model."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -15,12 +16,15 @@ import torch
 import qa.llama.extract as extract_module
 from qa.data.squad import Example, Passage, load_squad
 from qa.errors import UserError
+from qa.llama.candidates import make_trie
 from qa.llama.encode import Piece, Prompt, encode_passages
 from qa.llama.extract import extract
-from qa.llama.generate import generate, log_odds
+from qa.llama.greedy import generate
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
-from qa.llama.search import Work, best_spans
+from qa.llama.reader import log_odds
+from qa.llama.search import Work, best_first, join_pieces
+from qa.llama.trace import prefix_log_probs, trace_search
 from qa.weights import locate
 
 WORDS = ["tower", "the", "The", "Norman", "1889", "12", "in", "of", "Eiffel", "war", "x", "naïve", "engineer", "river"]
@@ -67,7 +71,7 @@ def make_case(template, seed, num_passages=2):
 
 
 def kind_of(character):
-    return "blank" if character.isspace() else "letter" if character.isalpha() else "digit" if character.isdigit() else None
+    return "space" if character.isspace() else "letter" if character.isalpha() else "digit" if character.isdigit() else None
 
 
 def all_candidates(template, text, max_tokens):
@@ -92,7 +96,7 @@ def brute_force(model, template, prompt, sequences):
     for first in range(0, len(sequences), 64):
         part = sequences[first : first + 64]
         width = max(map(len, part))
-        rows = torch.tensor([[*begin, *ids, *[0] * (width - len(ids))] for ids in part])  # padding stands behind all
+        rows = torch.tensor([[*begin, *ids, *[0] * (width - len(ids))] for ids in part])  # padding comes after all
         log_probs = model(rows, use_cache=False).logits[:, len(begin) - 1 :].float().log_softmax(dim=-1)
         for row, ids in zip(log_probs, part, strict=True):
             end = row[len(ids), template.end_token_ids].logsumexp(dim=-1)
@@ -138,7 +142,7 @@ def check(model, template, found, max_tokens, num_best, brute_force=brute_force)
         assert text[slice(*place)] == span.text and place in places[ids]
         assert scores[ids] == pytest.approx(span.log_prob, abs=1e-4)
     assert len({span.text for span in found.spans}) == len(found.spans)
-    assert found.is_proven and found.work.gap is None
+    assert found.work.gap is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -204,7 +208,7 @@ def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
     (found,) = extract(model, template, [prompt], 20, 10_000)
     places = all_candidates(template, text, 20)
     prefixes = list({ids[:size] for ids in places for size in range(1, len(ids) + 1)})
-    assert found.is_proven and found.num_expanded < len(prefixes) / 4
+    assert found.work.gap is None and found.num_expanded < len(prefixes) / 4
     assert found.spans[0].log_prob == pytest.approx(max(brute_force(model, template, prompt, list(places))), abs=1e-4)
 
 
@@ -235,10 +239,45 @@ def test_exact_is_never_below_greedy(tiny_llama_factory, template):
     assert num_candidates >= 5
 
 
+@pytest.mark.parametrize("num_best", [1, 4])
+def test_the_plain_search_finds_the_same_spans(tiny_llama_factory, template, num_best):
+    """One prefix at a time, each by itself after the whole prompt; the trie is the plain one."""
+    num_run = num_extracted = 0
+    for seed in range(6):
+        model = sharp(tiny_llama_factory(seed=seed))
+        prompts = make_case(template, seed, num_passages=3)
+        for found in extract(model, template, prompts, 12, 1000, num_best):
+            piece = found.prompt.piece
+            trie = make_trie(template, piece.text, 12)
+            best, steps, _ = best_first(trie, prefix_log_probs(model, template, found.prompt), num_best)
+            assert [step.answer_log_prob for step in best] == pytest.approx([span.log_prob for span in found.spans], abs=1e-4)
+            places = [(span.start_char - piece.start_char, span.end_char - piece.start_char) for span in found.spans]
+            assert [trie.spans[step.node] for step in best] == places
+            num_run, num_extracted = num_run + len(steps) - 1, num_extracted + found.num_expanded
+    assert 0 < num_run <= num_extracted  # the fast search runs a few prefixes more, in far fewer passes
+
+
+def test_the_trace_is_a_table_of_the_plain_search(tiny_llama, template):
+    sharp(tiny_llama)
+    text = "The tower of 1889, in the war"
+    prompt = Prompt(0, "q", Piece(template.passage_ids(text), text, 0), template.question_ids("x"), [])
+    head, *rows, count, answer, proof = trace_search(tiny_llama, template, prompt, 12, 1)
+    (found,) = extract(tiny_llama, template, [prompt], 12, 1000)
+    never_run = [row for row in rows if row.endswith("never run")]
+    scores = [float(row.split('"')[2].split()[0]) for row in rows]
+    num_run = len(rows) - len(never_run)
+    assert head.split() == ["prefix", "log", "P", "as", "the", "whole", "answer"]
+    assert rows[num_run:] == never_run and all(a >= b for part in (scores[:num_run], scores[num_run:])
+                                               for a, b in itertools.pairwise(part))
+    assert count == f"{num_run} of {len(make_trie(template, text, 12).tokens) - 1} prefixes were run"
+    assert answer == f"answer 1: {found.spans[0].text!r}, log P {found.spans[0].log_prob:.3f}"
+    assert never_run and proof.endswith(f"no prefix that was never run is above {scores[num_run]:.3f}")
+
+
 def test_passages_without_candidates_have_no_spans(tiny_llama, template):
     prompt = Prompt(0, "q", Piece(template.passage_ids(" \n "), " \n ", 0), template.question_ids("x"), [])
     (found,) = extract(tiny_llama, template, [prompt], 12, 1000, max_expansions=3)
-    assert (found.spans, found.is_proven, found.work) == ([], True, Work(0, 0, 0, None))
+    assert (found.spans, found.work) == ([], Work(0, 0, 0, None))
     assert extract(tiny_llama, template, [], 12, 1000) == []
 
 
@@ -263,7 +302,7 @@ def test_a_long_passage_in_pieces_gives_the_best_span_of_all_pieces(tiny_llama, 
     assert len(prompts) > 2 and notes
     assert all(text[prompt.piece.start_char : prompt.piece.end_char] == prompt.piece.text for prompt in prompts)
     pieces = extract(tiny_llama, template, prompts, 8, 1000, num_best=3)
-    (found,) = best_spans(pieces)
+    (found,) = join_pieces(pieces)
     assert found.spans[0].log_prob == max(piece.spans[0].log_prob for piece in pieces)
     assert all(text[span.start_char : span.end_char] == span.text for span in found.spans)
 

@@ -11,7 +11,7 @@ import qa.llama.reader as reader_module
 from qa.data.squad import parse_squad
 from qa.evaluation.results import result_files
 from qa.evaluation.scoring import score_predictions
-from qa.llama.generate import Generation
+from qa.llama.greedy import Generation
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.settings import ReadSettings

@@ -1,7 +1,8 @@
-"""The search for a question's best spans, a dict in the model's place, against brute force over all candidates."""
+"""The plain search, a dict in the model's place: worked by hand, and against brute force over all candidates."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -9,118 +10,52 @@ import pytest
 
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Piece, Prompt
-from qa.llama.search import Extraction, Search, Span, Work, best_spans, describe_work
-
-TEXT = "The tower 1889"
+from qa.llama.search import Extraction, Span, Step, Work, best_first, describe_work, join_pieces
 
 
-def make_trie(candidates: dict[tuple[int, ...], tuple[int, int]]) -> Trie:
-    """{tokens: [start_char, end_char)} -> their trie."""
+def make_trie(candidates: list[tuple[int, ...]]) -> Trie:
+    """Of these tokens. Where they are in a passage does not matter to the search."""
     trie = Trie()
-    for ids, (start_char, end_char) in candidates.items():
-        trie.end(trie.add(ROOT, ids), start_char, end_char, cuts_word=False)
+    for ids in candidates:
+        trie.end(trie.walk(ROOT, ids), 0, 1, is_whole=True)
     return trie
 
 
-def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: int = 0,
-        rng: random.Random | None = None) -> Extraction:
-    """What extract.py does with the search of one question. model: {tokens so far: {next token, or "end": log P}}.
-
-    rng: makes the cache of every pass small, and forget everything now and then.
-    """
-    search = Search(Prompt(0, "q", Piece([], text, 100), [], []), trie, num_best, max_expansions)
-    expanded = [ROOT]
-
-    def expand(node: int) -> None:
-        found = model[tuple(trie.tokens[step] for step in trie.path(node))]
-        search.expand(node, [found[token] for token in trie.children[node]], found["end"])
-
-    expand(ROOT)
-    while not search.is_done:
-        room = 1000
-        if rng:
-            room = rng.randint(1, 6)
-            if rng.random() < 0.3:
-                search.columns.clear()
-        fed = search.choose(room, at_least_one=True)
-        assert fed and (len(fed) <= room or set(fed) <= set(trie.path(fed[-1])))  # one path may be longer
-        for node in fed:
-            assert node not in search.columns and trie.parents[node] in (ROOT, *search.columns)  # once, behind its parent
-            search.columns[node] = len(search.columns)
-        fresh = [node for node in fed if node in search.fresh]
-        for node in fresh:
-            expand(node)
-        expanded += fresh
-        search.num_passes += 1
-        search.num_positions += len(fed)
-    assert len(set(expanded)) == len(expanded) == search.num_expanded + 1
-    return search.result(text, None)
-
-
 def test_a_search_of_three_candidates():
-    """P("The") = 0.5 * 0.1, P("The tower") = 0.5 * 0.8 * 0.9 = 0.36, P("1889") = 0.4 * 0.5 = 0.2."""
-    trie = make_trie({(7,): (0, 3), (7, 8): (0, 9), (9,): (10, 14)})
-    model = {(): {7: 0.5, 9: 0.4, "end": 0.1}, (7,): {8: 0.8, "end": 0.1}, (7, 8): {"end": 0.9}, (9,): {"end": 0.5}}
-    model = {ids: {token: math.log(p) for token, p in found.items()} for ids, found in model.items()}
-    found = run(model, trie, TEXT, num_best=2)
-    assert [span[:3] for span in found.spans] == [("The tower", 100, 109), ("1889", 110, 114)]
-    assert [math.exp(span.log_prob) for span in found.spans] == pytest.approx([0.36, 0.2])
-    assert found.work == Work(num_expanded=3, num_passes=1, num_positions=3, gap=None)  # " tower" is fed at a guess
+    """P("The") = 0.5 * 0.1, P("The tower") = 0.5 * 0.8 * 0.9 = 0.36, P("1889") = 0.3 * 0.5 = 0.15. "1889" is never run."""
+    the, tower, year = 7, 8, 9
+    trie = make_trie([(the,), (the, tower), (year,)])
+    table = {(): {the: 0.5, year: 0.3, "end": 0.2}, (the,): {tower: 0.8, "end": 0.1}, (the, tower): {"end": 0.9}}
 
-    # One expansion is that of "The". Then " tower" and "1889" are open, each with 0.4, 8 times as much as "The" has.
-    found = run(model, trie, TEXT, num_best=2, max_expansions=1)
-    assert [span.text for span in found.spans] == ["The"] and not found.is_proven
-    assert found.work == Work(1, 1, 1, pytest.approx(math.log(8)))
+    def log_probs(prefix: list[int]) -> tuple[dict, float]:
+        found = {token: math.log(p) for token, p in table[tuple(prefix)].items()}
+        return found, found["end"]
 
-
-def random_case(rng: random.Random) -> tuple[dict, Trie, str, list[float]]:
-    """A model, a trie, a passage, and the score of every candidate, best first. Half of the models know ties only."""
-    is_tied = rng.random() < 0.5
-    candidates: dict[tuple[int, ...], tuple[int, int]] = {}
-    for _ in range(rng.randint(1, 30)):
-        candidates.setdefault(tuple(rng.choices(range(3), k=rng.randint(1, 5))), (len(candidates), len(candidates) + 1))
-    trie = make_trie(candidates)
-
-    def log_prob() -> float:
-        return rng.choice([-2.0, -1.0, -1.0, 1e-7]) if is_tied else math.log(rng.random())  # 1e-7: rounding does so
-
-    model: dict[tuple[int, ...], dict] = {}
-    scores = []
-    for node in range(len(trie.tokens)):
-        ids = tuple(trie.tokens[step] for step in trie.path(node))
-        model[ids] = {token: log_prob() for token in [*trie.children[node], "end"]}
-    for ids in candidates:
-        steps = [model[ids[:size]][token] for size, token in enumerate([*ids, "end"])]
-        scores.append(sum(min(step, 0.0) for step in steps))
-    return model, trie, "abcdefghijklmnopqrstuvwxyzABCD"[: len(candidates)], scores
+    best, steps, left_open = best_first(trie, log_probs)
+    assert [(trie.prefix(step.node), round(math.exp(step.log_prob), 9)) for step in steps] == [
+        ([], 1.0), ([the], 0.5), ([the, tower], 0.4)]  # fmt: skip
+    assert steps[0].answer_log_prob is None and math.exp(steps[1].answer_log_prob) == pytest.approx(0.05)
+    assert best == [Step(steps[2].node, steps[2].log_prob, pytest.approx(math.log(0.36)))]
+    assert [(trie.prefix(node), round(math.exp(log_prob), 9)) for log_prob, node in left_open] == [([year], 0.3)]
 
 
-def test_finds_the_n_best_of_brute_force():
-    rng = random.Random(0)
-    for _ in range(500):
-        model, trie, text, scores = random_case(rng)
-        num_best = rng.choice([1, 2, 3, 10])
-        found = run(model, trie, text, num_best, rng=rng)
-        assert [span.log_prob for span in found.spans] == sorted(scores, reverse=True)[:num_best]
-        assert [scores[span.start_char - 100] for span in found.spans] == [span.log_prob for span in found.spans]
-        assert [text[span.start_char - 100] for span in found.spans] == [span.text for span in found.spans]
-        assert len({span.text for span in found.spans}) == len(found.spans)
-        assert found.is_proven and found.work.gap is None
-
-
-def test_a_budget_ends_the_search_with_the_gap_that_is_left():
-    rng, kinds = random.Random(1), set()
-    for _ in range(500):
-        model, trie, text, scores = random_case(rng)
-        num_best, budget = rng.choice([1, 3]), rng.choice([1, 4, 10])
-        found = run(model, trie, text, num_best, budget, rng)
-        assert found.spans and (found.num_expanded <= budget or len(found.spans) == 1)  # it goes on until there is one
-        kinds.add(found.is_proven)
-        if found.is_proven:
-            assert [span.log_prob for span in found.spans] == sorted(scores, reverse=True)[:num_best]
-        else:
-            assert found.num_expanded >= budget and max(scores) - found.spans[0].log_prob <= found.work.gap
-    assert kinds == {True, False}
+@pytest.mark.parametrize("num_best", [1, 3, 100])
+def test_finds_the_n_best_of_brute_force_and_runs_no_prefix_without_need(num_best):
+    rng = random.Random(num_best)
+    for _ in range(300):
+        candidates = list({tuple(rng.choices(range(3), k=rng.randint(1, 5))) for _ in range(rng.randint(0, 30))})
+        trie = make_trie(candidates)
+        prefixes = {ids[:size] for ids in [*candidates, ()] for size in range(len(ids) + 1)}
+        model = {ids: {token: math.log(rng.random()) for token in [0, 1, 2, "end"]} for ids in prefixes}
+        score = {ids: list(itertools.accumulate(model[ids[:size]][ids[size]] for size in range(len(ids)))) for ids in prefixes}
+        expected = sorted((score[ids][-1] + model[ids]["end"] for ids in candidates), reverse=True)[:num_best]
+        log_probs = {ids: (found, found["end"]) for ids, found in model.items()}
+        best, steps, left_open = best_first(trie, lambda prefix, log_probs=log_probs: log_probs[tuple(prefix)], num_best)
+        assert [step.answer_log_prob for step in best] == expected
+        assert len({step.node for step in steps}) == len(steps)
+        worst = expected[-1] if len(expected) == num_best else -math.inf
+        assert all(step.log_prob > worst for step in steps) and all(log_prob <= worst for log_prob, _ in left_open)
+        assert [log_prob for log_prob, _ in left_open] == sorted((log_prob for log_prob, _ in left_open), reverse=True)
 
 
 def test_pieces_of_a_passage_are_one_list_of_spans():
@@ -129,16 +64,16 @@ def test_pieces_of_a_passage_are_one_list_of_spans():
     def piece(prompt, spans, bound, refusal):
         return Extraction(prompt, [Span(*span) for span in spans], 2, bound, 5, 2, 7, refusal)
 
-    found = best_spans([
+    found = join_pieces([
         piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -math.inf, -3.0),
         piece(prompts[1], [("b", 9, 10, -0.5), ("c", 4, 5, -4.0)], -1.5, -2.0),
         piece(prompts[2], [], -math.inf, None),
     ])  # fmt: skip
     assert [extraction.prompt.example_index for extraction in found] == [0, 1]
     assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
-    assert found[0].refusal_log_prob == -3.0 and found[0].is_proven  # the open prefix is below the second best of all
+    assert found[0].refusal_log_prob == -3.0 and found[0].work.gap is None  # the open prefix is below the second best of all
     assert found[0].work == Work(10, 4, 14, None) and found[1].work == Work(5, 2, 7, None)
     unsure = piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -0.75, None)
-    assert unsure.work.gap == 0.25 and not unsure.is_proven
+    assert unsure.work.gap == 0.25
     line = describe_work([unsure.work, found[0].work])[0]
     assert "1 of 2 not proven" in line and "0.25" in line and "median 5" in line and "at most 10" in line

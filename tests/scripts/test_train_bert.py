@@ -98,7 +98,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
 
     ended = scripts.train(tmp_path / "run", "--model", str(base), "--save-every", "1", "--seed", str(seed), ranks=ranks,
                           status=1)
-    questions = windows.question[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
+    questions = windows.example_index[epoch_plan(windows.lengths, 13, seed, epoch=0)[2]]
     ids = ", ".join(data.examples[question].id for question in sorted(set(questions.tolist())))
     assert ended.last_line.startswith("stopped before the update of step 3: loss nan")
     assert f"questions {ids};" in ended.last_line

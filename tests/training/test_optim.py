@@ -9,14 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
 
 from qa.bert.model import load_bert
-from qa.training.optim import (
-    decay_groups,
-    learning_rate,
-    load_optimizer_tensors,
-    make_adamw,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from qa.training.optim import learning_rate, load_optimizer_tensors, make_adamw, optimizer_tensors, set_learning_rate
 
 
 def test_schedule_by_hand():
@@ -60,7 +53,7 @@ def test_decay_groups_are_the_trainers(kind, tiny_bert_folder):
                                              num_attention_heads=2, attention_bias=True, mlp_bias=True))
     decaying = set(Trainer.get_decay_parameter_names(None, model))
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = decay_groups(model, 0.01)
+    groups = make_adamw(model, 1e-3, 0.01).param_groups
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert {names[parameter] for parameter in groups[0]["params"]} == decaying
     assert {names[parameter] for parameter in groups[1]["params"]} == set(names.values()) - decaying
@@ -70,7 +63,7 @@ def test_frozen_parameters_are_in_no_group_and_shared_ones_in_one():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3))
     model[0].requires_grad_(False)
     model.append(model[1])
-    parameters = [parameter for group in decay_groups(model, 0.1) for parameter in group["params"]]
+    parameters = [parameter for group in make_adamw(model, 1e-3, 0.1).param_groups for parameter in group["params"]]
     expected = [*model[1].parameters(), *model[2].parameters()]
     assert sorted(map(id, parameters)) == sorted(map(id, expected))
 

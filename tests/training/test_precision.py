@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import qa.training.precision as precision_module
-from qa.errors import UserError
 from qa.training.distributed import Runtime
 from qa.training.optim import make_adamw
 from qa.training.precision import Precision, base_dtype, choose_precision, time_products
@@ -89,12 +88,6 @@ def test_autocast_computes_in_the_named_type(name, computed, stored):
             assert linear(torch.ones(1, 3, dtype=stored)).dtype == computed
     assert linear(torch.ones(1, 3, dtype=stored)).dtype == stored
     assert precision.grad_scaler().is_enabled() == (name == "fp16")
-
-
-def test_unknown_precision_is_refused_in_one_line():
-    with pytest.raises(UserError) as error:
-        choose_precision("int8", CPU, *SHAPE)
-    assert "--precision int8" in str(error.value) and "bf16" in str(error.value) and "\n" not in str(error.value)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, precision: Precision,

@@ -1,4 +1,4 @@
-"""Greedy decoding over a shared cache against transformers' own `generate` and against full forward passes."""
+"""Greedy decoding: the plain loop against transformers' own `generate`, and the fast version against the plain loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import qa.llama.generate as generate_module
+import qa.llama.greedy as greedy_module
 from qa.data.splits import first_passages
 from qa.data.squad import load_squad
 from qa.errors import UserError
+from qa.llama import drafts
 from qa.llama.encode import Piece, Prompt, encode_passages
-from qa.llama.generate import DRAFT, Generation, _draft, best_pieces, generate, read, read_instruction, score
+from qa.llama.greedy import Generation, best_pieces, generate, greedy
 from qa.llama.model import load_llama
 from qa.llama.packing import micro_batches
 from qa.llama.prompt import PromptTemplate
@@ -76,15 +77,18 @@ def log_probs_alone(model, template, prompt, token_ids):
 
 
 @pytest.mark.parametrize("tie, num_kv_heads", [(False, 2), (True, 1), (True, 4)])
-def test_greedy_writes_the_same_tokens_as_transformers(tiny_llama_factory, template, tie, num_kv_heads):
+def test_the_plain_loop_writes_the_same_tokens_as_transformers_and_the_fast_version_too(tiny_llama_factory, template, tie,
+                                                                                        num_kv_heads):
     lengths = []
     for seed in range(3):
         model = tiny_llama_factory(tie=tie, num_kv_heads=num_kv_heads, seed=seed)
         prompts = random_prompts(seed)
         expected = transformers_generate(model, template, prompts, max_new_tokens=12)
+        plain = [greedy(model, template, prompt, max_new_tokens=12) for prompt in prompts]
         answers = generate(model, template, prompts, max_new_tokens=12, micro_tokens=150)
         assert [answer.prompt for answer in answers] == prompts
-        assert [answer.token_ids for answer in answers] == expected
+        assert [answer.token_ids for answer in answers] == [token_ids for token_ids, _ in plain] == expected
+        assert [answer.log_prob for answer in answers] == pytest.approx([log_prob for _, log_prob in plain], abs=1e-4)
         lengths += [len(ids) for ids in expected]
     assert {0, 1, 12} < set(lengths)  # some end at once, some are cut off
 
@@ -110,28 +114,9 @@ def test_answers_do_not_depend_on_the_cut_into_batches(tiny_llama, template):
     for micro_tokens in (1, 60, 200):
         num_tokens.clear()
         answers = generate(tiny_llama, template, prompts, 10, micro_tokens)
-        assert max(num_tokens) <= max(micro_tokens, 1 + DRAFT)  # a passage is read in pieces; an answer's draft is not
+        assert max(num_tokens) <= max(micro_tokens, 1 + drafts.MOST)  # a passage is read in pieces; an answer's draft is not
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
         assert [a.log_prob for a in answers] == pytest.approx([a.log_prob for a in expected], abs=1e-4)
-
-
-def test_score_of_a_given_answer_and_no_trace_in_the_cache(tiny_llama, template):
-    with torch.inference_mode():
-        prompts = random_prompts(9)
-        (rows,) = micro_batches(prompts, 0, 100_000)
-        instruction = read_instruction(tiny_llama, template.instruction_ids, 1000)
-        reading = read(tiny_llama, rows, template.instruction_ids, instruction, 1000)
-        rng = random.Random(9)
-        given = [[rng.randrange(370) for _ in range(rng.randint(0, 5))] + [template.end_token_id] for _ in prompts]
-        length = reading.cache.length
-        scores = score(tiny_llama, reading, template, given)
-        assert scores == score(tiny_llama, reading, template, given)
-        assert reading.cache.length == length
-        for prompt, ids, found in zip(reading.prompts, given, scores, strict=True):
-            alone = log_probs_alone(tiny_llama, template, prompt, ids[:-1])
-            expected = sum(alone[i, token] for i, token in enumerate(ids[:-1]))
-            expected += alone[-1, template.end_token_ids].logsumexp(dim=-1)
-            assert found == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_refusal_is_scored_for_v2(tiny_llama, byte_level_tokenizer):
@@ -147,7 +132,7 @@ def test_refusal_is_scored_for_v2(tiny_llama, byte_level_tokenizer):
 
 
 def test_passage_is_read_once_and_logits_are_those_of_open_questions(tiny_llama, template, monkeypatch):
-    monkeypatch.setattr(generate_module, "DRAFT", 0)
+    monkeypatch.setattr(drafts, "MOST", 0)
     prompts = random_prompts(11)
     fed, logits = [], []
     tiny_llama.model.embed_tokens.register_forward_hook(lambda module, inputs, _: fed.append(inputs[0].shape))
@@ -169,38 +154,26 @@ def test_passage_is_read_once_and_logits_are_those_of_open_questions(tiny_llama,
 
 @pytest.mark.parametrize("share_wrong", [0.0, 0.3, 1.0])
 def test_a_draft_changes_the_work_and_not_the_answer(tiny_llama, template, monkeypatch, share_wrong):
-    prompts = random_prompts(13)
-    monkeypatch.setattr(generate_module, "DRAFT", 0)
+    prompts = random_prompts(13, max_questions=5 if share_wrong else 1)  # one: then the draft is of the right question
+    monkeypatch.setattr(drafts, "MOST", 0)
     expected = generate(tiny_llama, template, prompts, max_new_tokens=12, micro_tokens=100_000)
-    full = {answer.prompt: answer.token_ids for answer in expected}
+    full = [(answer.prompt.piece.ids, answer.token_ids) for answer in expected]
     rng = random.Random(13)
 
-    def draft(answer, max_new_tokens):
-        begin = len(answer.token_ids)
-        ids = full[answer.prompt][begin : begin + 3] + [7]
+    def draft(passage, answer, room):
+        begin = len(answer)
+        ids = next(ids for piece_ids, ids in full if piece_ids is passage and ids[:begin] == answer)[begin : begin + 3] + [7]
         return [rng.randrange(370) if rng.random() < share_wrong else token for token in ids]
 
     num_passes = [0]
     tiny_llama.model.embed_tokens.register_forward_hook(lambda *_: num_passes.append(num_passes.pop() + 1))
-    monkeypatch.setattr(generate_module, "_draft", draft)
+    monkeypatch.setattr(greedy_module, "make_draft", draft)
     answers = generate(tiny_llama, template, prompts, max_new_tokens=12, micro_tokens=100_000)
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
     assert [a.log_prob for a in answers] == pytest.approx([a.log_prob for a in expected], abs=1e-4)
     assert [a.is_complete for a in answers] == [a.is_complete for a in expected]
     if share_wrong == 0.0:  # four tokens a pass, and the longest answers have 12
         assert num_passes[0] <= bool(template.instruction_ids) + 1 + 3
-
-
-def test_draft_is_what_follows_in_the_passage(monkeypatch):
-    monkeypatch.setattr(generate_module, "DRAFT", 3)
-    rng = random.Random(0)
-    for _ in range(300):
-        piece = Piece([rng.randrange(4) for _ in range(rng.randint(0, 9))], "", 0)
-        so_far = [rng.randrange(4) for _ in range(rng.randint(1, 4))]
-        draft = _draft(Generation(Prompt(0, "", piece, [], []), so_far), max_new_tokens=10)
-        places = [i for i in range(len(piece.ids)) if piece.ids[i : i + len(so_far)] == so_far]
-        end = places[0] + len(so_far) if places else len(piece.ids)
-        assert draft == piece.ids[end : end + 3]
 
 
 def test_logits_that_are_not_finite_name_the_question(tiny_llama, template):

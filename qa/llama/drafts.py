@@ -1,0 +1,41 @@
+"""Drafts: greedy decoding in fewer forward passes, with the same answer. Skip on first reading.
+
+An answer mostly copies the passage. So we guess that it goes on as the passage does, and run several guessed tokens through
+the model at once. The model's own choice after each of them tells which guesses were right:
+
+    answer so far            Gustave
+    draft                               Eif | fel |  in | 1889
+    the model's choices      Eif        fel | <end>                after Gustave, after Eif, after fel, ...
+    accepted                            Eif   fel                  the answer is "Gustave Eiffel", in one pass instead of three
+
+Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al. 2023, arXiv:2211.17192, for drafts in general. Used by: greedy.py.
+"""
+
+from __future__ import annotations
+
+MOST = 4  # tokens of a draft: as many as SQuAD's answers have, on average
+
+
+def make_draft(passage: list[int], answer: list[int], room: int) -> list[int]:
+    """The tokens that follow the answer so far in the passage, at its first place there; none if it has no place there.
+
+    Args:
+        room: tokens at most; and never more than MOST.
+    """
+    size = min(MOST, room)
+    for end in range(len(answer), len(passage)):
+        if passage[end - 1] == answer[-1] and passage[end - len(answer) : end] == answer:
+            return passage[end : end + size]
+    return []
+
+
+def accept(draft: list[int], choices: list[int]) -> int:
+    """How many tokens of the draft are right: they equal the model's choices, from the first one on.
+
+    Args:
+        choices: what the model takes before draft[0], then after each token of the draft; one more than the draft has.
+    """
+    num_right = 0
+    while num_right < len(draft) and draft[num_right] == choices[num_right]:
+        num_right += 1
+    return num_right

@@ -1,0 +1,156 @@
+"""Greedy decoding: the model writes its most probable token, then the next one, until it ends the answer.
+
+    answer = t_1 ... t_n:   t_i = argmax P(t | prompt, t_1 .. t_{i-1}),   up to the first t_{n+1} that is an end token
+    log P  = sum_i log P(t_i | ...) + log P(end | prompt, t_1 .. t_n),    P(end) = sum over all end tokens
+
+`greedy` does so for one question. `generate` gives the same answers for many questions in far less time: the passages are read
+once (reading.py), and each pass adds the newest token of every open answer to its row of the cache. A token sees the passage,
+its own question and its own answer so far:
+
+    columns      0 ................................ L | pass 1 | pass 2 | ...
+    row 0        instruction  passage 0  q1  q2  q3   | 1 2 3  | 1 3    |       (question 2 has ended)
+    row 1        instruction  passage 1  q1  q2       | 1 2 .  | 2 .    |
+
+Where a draft is right (drafts.py), a pass adds several tokens. Rows whose questions have all ended are dropped.
+
+extract.py finds the span of the passage with the highest log P. Input: prompts from encode.py. Used by: llama/reader.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qa.errors import not_finite
+from qa.llama.cache import forward_tokens
+from qa.llama.drafts import accept, make_draft
+from qa.llama.encode import Prompt, group_by_example
+from qa.llama.prompt import PromptTemplate
+from qa.llama.reading import Reading, drop_ended_rows, next_log_probs, next_logits, read, refusal_log_probs
+
+# T tokens fed in a pass, H hidden size, V vocabulary
+
+
+@torch.inference_mode()
+def greedy(model, template: PromptTemplate, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], float]:
+    """The plain version: the answer's tokens and its log P, by one pass over the whole sequence for each token."""
+    prompt_ids = template.instruction_ids + prompt.piece.ids + prompt.question_ids
+    answer: list[int] = []
+    log_prob = 0.0
+    while len(answer) < max_new_tokens:
+        log_probs = next_log_probs(model, prompt_ids + answer)  # [V]
+        token = int(log_probs.argmax())
+        if token in template.end_token_ids:
+            return answer, log_prob + float(log_probs[template.end_token_ids].logsumexp(dim=-1))
+        answer.append(token)
+        log_prob += float(log_probs[token])
+        if token in template.closing_token_ids:  # ".\n": the last characters and the end in one token
+            break
+    return answer, log_prob
+
+
+@dataclass(eq=False)
+class Generation:
+    """The greedy answer to one prompt."""
+
+    prompt: Prompt
+    token_ids: list[int] = field(default_factory=list)  # without the end token
+    text: str = ""
+    log_prob: float = 0.0  # of the tokens and the end
+    is_complete: bool = False  # False: cut off after max_new_tokens; then log_prob has no end in it
+    refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
+
+
+@torch.inference_mode()
+def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int,
+             micro_tokens: int) -> list[Generation]:
+    """Answer every prompt greedily, many at a time; the answers come in the prompts' order.
+
+    Args:
+        max_new_tokens: tokens of an answer at most, the end token included.
+        micro_tokens: tokens read at a time, padding included; bounds the memory.
+    """
+    answers: dict[Prompt, Generation] = {}
+    for reading in read(model, template, prompts, micro_tokens):
+        refusals = refusal_log_probs(model, reading, template)
+        for generation, refusal in zip(decode(model, reading, template, max_new_tokens), refusals, strict=True):
+            generation.text = template.decode(generation.token_ids)
+            generation.refusal_log_prob = refusal
+            answers[generation.prompt] = generation
+    return [answers[prompt] for prompt in prompts]
+
+
+def decode(model, reading: Reading, template: PromptTemplate, max_new_tokens: int) -> list[Generation]:
+    """Take the most probable token until it is an end token. The reading's cache is used up."""
+    cache, device = reading.cache, model.device
+    rows, segments, positions = (values.tolist() for values in (reading.rows, reading.segments, reading.positions))
+    answers = [Generation(prompt) for prompt in reading.prompts]
+    for answer, choice in zip(answers, _choices(next_logits(model, reading.hidden), template), strict=True):
+        _append(answer, choice, template)
+    while open_questions := [q for q, answer in enumerate(answers) if _is_open(answer, max_new_tokens)]:
+        cache, rows = drop_ended_rows(cache, rows, open_questions)
+        drafts = [make_draft(answers[q].prompt.piece.ids, answers[q].token_ids, max_new_tokens - len(answers[q].token_ids) - 1)
+                  for q in open_questions]
+        fed = []  # (row, id, position, segment) of every token: an answer's last one, and its draft
+        for q, draft in zip(open_questions, drafts, strict=True):
+            position = positions[q] + len(answers[q].token_ids) - 1
+            ids = [answers[q].token_ids[-1], *draft]
+            fed += [(rows[q], id, position + i, segments[q]) for i, id in enumerate(ids)]
+        fed_rows, *others = torch.tensor(list(zip(*fed, strict=True)), device=device)  # 4 of [T]
+        hidden = forward_tokens(model, cache, fed_rows, *others)  # [T, H]
+        choices = _choices(next_logits(model, hidden), template)  # what follows each fed token
+
+        wrong, begin = [], 0  # wrong: tokens of drafts that the cache must forget
+        for q, draft in zip(open_questions, drafts, strict=True):
+            end = begin + len(draft) + 1
+            num_right = accept(draft, [choice.token for choice in choices[begin:end]])
+            for choice in choices[begin : begin + num_right + 1]:
+                if _is_open(answers[q], max_new_tokens):
+                    _append(answers[q], choice, template)
+            wrong += range(begin + num_right + 1, end)
+            begin = end
+        cache.hide(fed_rows[wrong], cache.columns[wrong])
+    return answers
+
+
+class Choice(NamedTuple):
+    token: int  # the most probable one
+    log_prob: float
+    end_log_prob: float  # of all end tokens together
+
+
+def _choices(logits: Tensor, template: PromptTemplate) -> list[Choice]:
+    """[T, V] -> T choices."""
+    end_ids = torch.tensor(template.end_token_ids, device=logits.device)
+    best, tokens = logits.max(dim=-1)
+    total = logits.logsumexp(dim=-1)
+    log_probs, end_log_probs = best - total, logits[:, end_ids].logsumexp(dim=-1) - total
+    return list(map(Choice, tokens.tolist(), log_probs.tolist(), end_log_probs.tolist()))
+
+
+def _append(answer: Generation, choice: Choice, template: PromptTemplate) -> None:
+    if not math.isfinite(choice.log_prob):
+        raise not_finite(answer.prompt.id)
+    is_end = choice.token in template.end_token_ids
+    answer.log_prob += choice.end_log_prob if is_end else choice.log_prob
+    answer.is_complete = is_end or choice.token in template.closing_token_ids
+    if not is_end:
+        answer.token_ids.append(choice.token)
+
+
+def _is_open(answer: Generation, max_new_tokens: int) -> bool:
+    return not answer.is_complete and len(answer.token_ids) < max_new_tokens
+
+
+def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:
+    """One answer per example. Of a passage in pieces: the most probable that is no refusal and not empty, if there is one."""
+    chosen = []
+    for pieces, refusal_log_prob in group_by_example(generations):
+        best = max(pieces, key=lambda piece: (piece.text not in ("", refusal), piece.log_prob))
+        chosen.append(replace(best, refusal_log_prob=refusal_log_prob))
+    return chosen

@@ -1,0 +1,146 @@
+"""Passages and questions are read once, up to the cue "Answer:"; both decoders go on from there.
+
+A batch is the packed rows of packing.py. After reading, the KV cache holds them:
+
+    columns      0 ................................... L
+    row 0        instruction  passage 0  q1  q2  q3
+    row 1        instruction  passage 1  q1  q2  (empty)
+
+So the keys and values of a passage are computed and stored once, not once per question; those of the instruction are computed
+once for all batches. The language-model head runs only where a token is chosen or scored.
+
+Input: prompts from encode.py. Used by: greedy.py, extract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qa.llama.attention import use_packed_attention
+from qa.llama.cache import GROWTH, KVCache, forward_tokens
+from qa.llama.encode import Prompt
+from qa.llama.packing import collate, micro_batches
+from qa.llama.prompt import PromptTemplate
+from qa.training.precision import at_least_fp32
+
+# Q questions of a batch, T tokens, H hidden size, V vocabulary, N tokens whose log-probabilities are asked for
+
+
+@dataclass
+class Reading:
+    """Rows that have been read up to their questions' cues: all that a decoder starts from."""
+
+    prompts: list[Prompt]
+    cache: KVCache
+    rows: Tensor  # [Q] row of each question, ascending
+    segments: Tensor  # [Q] its segment in that row
+    positions: Tensor  # [Q] the position of its answer's first token
+    hidden: Tensor  # [Q, H] that predict its answer's first token
+
+
+def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_tokens: int) -> Iterator[Reading]:
+    """Read all prompts, one batch after another. Call it in inference mode.
+
+    Args:
+        micro_tokens: tokens read at a time, padding included; bounds the memory.
+    """
+    use_packed_attention(model)
+    instruction_ids = template.instruction_ids
+    instruction = KVCache(1, len(instruction_ids), model.device)  # of one row; every batch copies it
+    if instruction_ids:
+        ids = torch.tensor(instruction_ids, device=model.device)
+        zeros = torch.zeros_like(ids)
+        _read_tokens(model, instruction, micro_tokens, zeros, ids, torch.arange(len(ids), device=ids.device), zeros)
+    for rows in micro_batches(prompts, len(instruction_ids), micro_tokens):
+        batch = collate(rows, instruction_ids, instruction_is_cached=True).to(model.device)
+        cache = instruction.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
+        cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
+        hidden = _read_tokens(model, cache, micro_tokens, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)
+        cues = batch.predicting  # [Q]
+        yield Reading(batch.prompts, cache, batch.layout.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
+                      hidden[cues])
+
+
+def _read_tokens(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> Tensor:
+    """`forward_tokens` of rows, ids, positions and segments [T], `micro_tokens` at a time: [T, H]."""
+    chunks = zip(*(values.split(micro_tokens) for values in tokens), strict=True)
+    return torch.cat([forward_tokens(model, cache, *chunk) for chunk in chunks])
+
+
+def next_logits(model, hidden: Tensor) -> Tensor:
+    return at_least_fp32(model.lm_head(hidden))  # [T, H] -> [T, V]
+
+
+@torch.inference_mode()
+def next_log_probs(model, ids: list[int]) -> Tensor:
+    """log P of each token that may follow `ids`: [V]. The plain way: the whole sequence through the model, no cache."""
+    logits = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+    return at_least_fp32(logits).log_softmax(dim=-1)
+
+
+def drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int]) -> tuple[KVCache, list[int]]:
+    """Once half of the rows have no open question: the cache of the others, and the questions' rows in it."""
+    open_rows = sorted({rows[q] for q in open_questions})
+    if 2 * len(open_rows) > cache.segments.shape[0]:
+        return cache, rows
+    renumbered = {row: number for number, row in enumerate(open_rows)}
+    selected = cache.select(torch.tensor(open_rows, device=cache.segments.device))
+    return selected, [renumbered.get(row, -1) for row in rows]
+
+
+def refusal_log_probs(model, reading: Reading, template: PromptTemplate, chunk: int = 0) -> list[float | None]:
+    """v2.0: log P(refusal, end | prompt) of each question; v1.1: None of each."""
+    num_questions = len(reading.prompts)
+    if template.refusal is None:
+        return [None] * num_questions
+    return answer_log_probs(model, reading, template, [template.answer_ids(template.refusal)] * num_questions, chunk)
+
+
+def answer_log_probs(model, reading: Reading, template: PromptTemplate, answers: Sequence[list[int]],
+                     chunk: int = 0) -> list[float]:
+    """log P(tokens, end | prompt) of one given answer per question, as `PromptTemplate.answer_ids` encodes it.
+
+    The cache is the same afterwards. `chunk`: rows of logits at a time; 0: all.
+    """
+    device, num_questions = model.device, len(answers)
+    lengths = torch.tensor([len(ids) - 1 for ids in answers], device=device)  # [Q] without the end
+    fed = torch.tensor([id for ids in answers for id in ids[:-1]], device=device)  # [T]
+    steps = torch.tensor([step for ids in answers for step in range(len(ids) - 1)], device=device)  # [T]
+    rows, segments, positions = (values.repeat_interleave(lengths)
+                                 for values in (reading.rows, reading.segments, reading.positions))
+    hidden = forward_tokens(model, reading.cache, rows, fed, positions + steps, segments, keep=False)
+    hidden = torch.cat([reading.hidden, hidden])  # [Q + T, H]
+
+    # Each token is predicted by the one before it (rows Q ... Q + T - 1 of hidden), the first by the cue (rows 0 ... Q - 1).
+    cues = torch.arange(num_questions, device=device)  # [Q]
+    questions = cues.repeat_interleave(lengths)  # [T]
+    before = torch.where(steps == 0, questions, num_questions + torch.arange(len(fed), device=device) - 1)
+    last = torch.where(lengths == 0, cues, num_questions + lengths.cumsum(0) - 1)
+    log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, fed, chunk or len(hidden))
+    return end_log_probs[last].index_add(0, questions, log_probs).tolist()
+
+
+def chosen_log_probs(model, template: PromptTemplate, hidden: Tensor, before: Tensor, tokens: Tensor,
+                     chunk: int) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of a few tokens, without [T, V] numbers in memory at a time.
+
+    Args:
+        hidden: [T, H].
+        before, tokens: [N] the token that may follow `hidden[before]`.
+        chunk: rows of logits at a time.
+
+    Returns:
+        log P(token | before) [N], log P(end | each of the T) [T].
+    """
+    end_ids = torch.tensor(template.end_token_ids, device=hidden.device)
+    found, ends = at_least_fp32(hidden.new_zeros(len(tokens))), []
+    for begin in range(0, len(hidden), chunk):
+        log_probs = next_logits(model, hidden[begin : begin + chunk]).log_softmax(dim=-1)  # [chunk, V]
+        here = (begin <= before) & (before < begin + chunk)  # [N]
+        found[here] = log_probs[before[here] - begin, tokens[here]]
+        ends.append(log_probs[:, end_ids].logsumexp(dim=-1))
+    return found, torch.cat(ends)
