@@ -26,7 +26,7 @@ import sys
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad
 from qa.errors import UserError, exit_status
-from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
+from qa.evaluation.metrics import score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
 from qa.evaluation.results import check_results_folder, default_folder, identity, result_files, write_results
 from qa.evaluation.scoring import score_predictions
@@ -97,7 +97,7 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> No
     predictions = load_predictions(options.predictions, data)
     na_probs = load_na_probs(options.na_probs, data) if options.na_probs else None
     warnings = unused_options(options, typed, {"predictions"}, "a file of predictions")
-    if missing := missing_predictions(data.examples, predictions):
+    if missing := [example.id for example in data.examples if example.id not in predictions]:
         warnings.append(f"{counted(len(missing), 'question')} without a prediction, counted as wrong (e.g. {missing[0]})")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)

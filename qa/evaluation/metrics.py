@@ -82,11 +82,6 @@ def _token_f1(prediction: str, gold: str, is_v2: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def missing_predictions(examples: list[Example], predictions: dict[str, str]) -> list[str]:
-    """The ids of questions without a prediction. They count as wrong; the caller warns."""
-    return [example.id for example in examples if example.id not in predictions]
-
-
 def score_v1(examples: list[Example], predictions: dict[str, str]) -> dict[str, float]:
     """The official v1.1 figures, in percent over every question."""
     exact, f1 = question_scores(examples, predictions, is_v2=False)
