@@ -82,8 +82,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     return reader, [*inspect(path), *notes, *more, reader.precision.reason]
 
 
-def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions,
-               runtime: Runtime) -> tuple[BertReader, list[str]]:
+def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime) -> tuple[BertReader, list[str]]:
     """A question-answering model, or a plain encoder, which gets a random span head."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
