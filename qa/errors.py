@@ -1,4 +1,4 @@
-"""The user's mistakes, told apart from ours, and the exit status of a script.
+"""Errors that the user can put right, and the exit status of a script.
 
 Whoever owns a value (a flag, a file, a folder) checks it once. If it is wrong, they raise `UserError` with one line: what was
 found, where, what was expected, and what to do. The three scripts end with `sys.exit(exit_status(main))`:

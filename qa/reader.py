@@ -2,9 +2,10 @@
 
     from qa.reader import open_reader
     reader = open_reader("runs/bert")                        # all that --ckpt takes
-    answered = reader.answer(load_squad("questions.json"))   # prediction.py: Answered
+    answered = reader.answer(load_squad("questions.json"))   # an `Answered` (prediction.py)
 
-`evaluate.py` opens its reader here; a train script makes its own from the model in training.
+The reader is a BertReader (bert/reader.py) or a LlamaReader (llama/reader.py). Its predictions go to evaluation/scoring.py.
+Used by: evaluate.py, and users. A train script makes its own reader from the model that it trains.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
     """Open a model on this machine, as one process.
 
     Args:
-        ckpt: a run, a folder of transformers or peft, a hub id, a .gguf file, pypi:PACKAGE.
+        ckpt: a run, a folder of transformers or peft, a hub id, a .gguf file, or pypi:PACKAGE.
         given: any option of evaluate.py that is about reading, such as decode="exact" or precision="fp32".
 
     Raises:
-        UserError: there is no such model, or it is damaged, or of a family that is not supported.
+        UserError: there is no such model, it is damaged, or we do not support its family.
     """
     known = {field.name for field in dataclasses.fields(EvaluateOptions) if field.metadata["only"]} - {
         "predictions", "na_probs", "merge_into", "trace"} | {"na_threshold", "data_seed"}
@@ -57,34 +58,32 @@ def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
 
 def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
                 is_v2: bool = False) -> tuple[BertReader | LlamaReader, list[str]]:
-    """The reader that `options.ckpt` names, and what there is to tell the user.
+    """The model that `options.ckpt` names, as a reader, and lines to tell the user.
 
     Args:
         typed: the names of the options that the user typed.
-        is_v2: the questions to come may have no answer: a prompt that is typed then asks for a refusal.
+        is_v2: the data has questions without an answer, so a prompt that the user typed must allow a refusal.
     """
     path = weights.locate(options.ckpt, "--ckpt")
-    family = weights.reader_family(path)
+    kind, family = weights.family(path), weights.reader_family(path)
     settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
                                 read_settings(path))
-    adapter = read_adapter(path) if weights.family(path) == "adapter" else None
-    listeners = {family, *(("exact",) if settings.decode == "exact" else ()), *(("adapter",) if adapter else ()),
-                 *(("shots",) if options.shots else ())}
-    notes = [f"warning: {line}" for line in unused_options(options, typed, listeners, f"{options.ckpt} ("
-                                                           f"{weights.family(path)}"
-                                                           + (f", --decode {settings.decode})" if family == "llama" else ")"))]
-    if shown := [f"{name} {getattr(settings, name)}" for name, source in sources.items()
-                 if source == "checkpoint" and name in ("max_length", "overlap", "max_answer_length", "decode")
-                 and (name != "decode" or family == "llama")]:
-        notes.append(f"from the checkpoint: {', '.join(shown)}")
-    open_family = _open_llama if family == "llama" else _open_bert
-    reader, more = open_family(path, adapter, settings, options, runtime, is_v2)
+    adapter = read_adapter(path) if kind == "adapter" else None
+    runs = {family: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
+    model = f"{options.ckpt} ({kind}, --decode {settings.decode})" if family == "llama" else f"{options.ckpt} ({kind})"
+    notes = [f"warning: {line}" for line in unused_options(options, typed, {part for part in runs if runs[part]}, model)]
+    shown = ["max_length", "overlap", "max_answer_length", *(["decode"] if family == "llama" else [])]
+    if saved := [f"{name} {getattr(settings, name)}" for name in sources if name in shown and sources[name] == "checkpoint"]:
+        notes.append(f"from the checkpoint: {', '.join(saved)}")
+    if family == "llama":
+        reader, more = _open_llama(path, adapter, settings, options, runtime, is_v2)
+    else:
+        reader, more = _open_bert(path, settings, options, runtime)
     return reader, [*inspect(path), *notes, *more, reader.precision.reason]
 
 
-def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
-               is_v2: bool) -> tuple[BertReader, list[str]]:
-    """An encoder, or a question-answering checkpoint."""
+def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime) -> tuple[BertReader, list[str]]:
+    """A question-answering model, or a plain encoder, which gets a random span head."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
     config = model.config
@@ -93,15 +92,15 @@ def _open_bert(path: Path, adapter: None, settings: ReadSettings, options: Evalu
     tokenizer = weights.load_tokenizer(path)
     notes = weights.tokenizer_warnings(tokenizer)
     if not head_is_trained:
-        notes.append(f"{options.ckpt} is an encoder without a trained span head; its head is random (--seed {options.seed}): "
-                     "a baseline")
+        notes.append(f"{options.ckpt} is an encoder without a trained span head; its head is random (--seed {options.seed}), "
+                     "so its scores are a baseline")
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     return BertReader(model, tokenizer, settings, precision, runtime, micro_tokens), notes
 
 
 def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
                 is_v2: bool) -> tuple[LlamaReader, list[str]]:
-    """A LLaMA as it is, with a prompt, or with a LoRA adapter, whose own prompt is taken unless --prompt is given."""
+    """A LLaMA as it is, or with a LoRA adapter."""
     if options.merge_into and runtime.is_main and Path(options.merge_into).exists():
         raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
     base_name = options.base or (adapter and adapter.base_name) or ""
@@ -114,16 +113,20 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
     if own_prompt and not options.prompt:
         template = PromptTemplate.from_settings(tokenizer, own_prompt)
     else:
-        shots = ()
-        if options.shots:
-            passages = load_squad(options.train_data or "squad").passages
-            if not is_v2:  # a prompt without a refusal cannot show one
-                passages = questions_that(lambda example: not example.is_impossible, passages)
-            shots = choose_demonstrations(passages, options.shots, options.data_seed)
-        template = PromptTemplate(tokenizer, options.prompt or "plain", is_v2, shots)
+        template = PromptTemplate(tokenizer, options.prompt or "plain", is_v2, _demonstrations(options, is_v2))
     settings = replace(settings, max_length=context_length(model, settings.max_length), prompt=template.settings())
     if options.merge_into and runtime.is_main:
         export_merged(model, tokenizer, Path(options.merge_into))
         notes.append(f"the merged model, for transformers: {options.merge_into}")
     micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
     return LlamaReader(model, template, settings, precision, runtime, micro_tokens), notes
+
+
+def _demonstrations(options: EvaluateOptions, is_v2: bool) -> tuple:
+    """The solved examples of --shots."""
+    if not options.shots:
+        return ()
+    passages = load_squad(options.train_data or "squad").passages
+    if not is_v2:  # a prompt that does not allow a refusal cannot show one
+        passages = questions_that(lambda example: not example.is_impossible, passages)
+    return choose_demonstrations(passages, options.shots, options.data_seed)

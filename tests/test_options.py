@@ -18,7 +18,6 @@ from qa.options import (
     differences,
     flag,
     parse,
-    record,
     settings_typed,
     unused_options,
 )
@@ -164,7 +163,7 @@ def test_a_negative_threshold_can_be_given():
 @pytest.mark.parametrize("cls", [BertOptions, LlamaOptions])
 def test_a_record_read_back_from_its_file_differs_in_nothing(cls):
     options = dataclasses.replace(cls(), lr=1 / 3, held_out=0.1, model="Zürich", seed=2**40)
-    recorded = json.loads(json.dumps(record(options)))
+    recorded = json.loads(json.dumps(dataclasses.asdict(options)))
     assert differences(options, recorded) == []
     assert differences(options, recorded | {"examples": "a fingerprint"}) == []
 
@@ -174,7 +173,7 @@ def test_a_record_read_back_from_its_file_differs_in_nothing(cls):
 def test_differences_name_what_changed_but_ignore_free_options(cls, field):
     changed = dataclasses.replace(cls(), **{field.name: other_value(field)})
     expected = [] if field.metadata["free"] else [f"{flag(field.name)} {other_value(field)} (was {field.default})"]
-    assert differences(changed, record(cls())) == expected
+    assert differences(changed, dataclasses.asdict(cls())) == expected
 
 
 def test_what_decides_the_weights_is_not_free():
@@ -186,7 +185,7 @@ def test_what_decides_the_weights_is_not_free():
 
 
 def test_an_option_that_the_record_does_not_know_is_a_difference():
-    recorded = record(BertOptions())
+    recorded = dataclasses.asdict(BertOptions())
     del recorded["lr"]
     assert differences(BertOptions(), recorded) == ["--lr 3e-05 (was None)"]
 

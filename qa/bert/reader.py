@@ -2,8 +2,8 @@
 
     SquadData -> windows -> start and end scores of every token -> the best spans -> Prediction
 
-Windows are scored longest first, so that neighbours in a batch are alike in length and little is padded; the scores go back
-to their places in flat arrays, so the order leaves no trace. Each rank scores its share, and every rank holds all scores.
+The model reads the longest windows first: then the windows of a batch are alike in length, and little is padded. The scores go
+to their places in flat arrays, so the order changes nothing. Each rank scores its share, and every rank gets all scores.
 Used by: train_bert.py (held-out and final scores), qa/reader.py.
 
 T tokens of all windows together

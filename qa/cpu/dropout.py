@@ -1,4 +1,4 @@
-"""Skip this on first reading: dropout (Srivastava et al. 2014), with masks that a CPU draws fast. A GPU never runs it.
+"""Skip this on first reading: dropout (Srivastava et al. 2014), with masks that a CPU draws fast. A GPU runs PyTorch's.
 
     y = x * keep / (1 - p),   keep ~ Bernoulli(1 - p) for every element
 
@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# float type -> (integer of the same width, bits)
-_WORDS = {torch.bfloat16: (np.int16, 16), torch.float16: (np.int16, 16), torch.float32: (np.int32, 32),
-          torch.float64: (np.int64, 64)}
-_TORCH_WORDS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
+# float type -> integer of the same width
+_WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
@@ -34,12 +32,11 @@ def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
     Returns:
         Integers of `shape` on the CPU, for `keep_bits`.
     """
-    numpy_word, bits = _WORDS[dtype]
     seed = int(torch.randint(2**62, (1,)))
-    num_words = shape.numel()
-    num_draws = -(-num_words * bits // 64)
+    bits = torch.iinfo(_WORDS[dtype]).bits
+    num_draws = shape.numel() * bits // 64 + 1
     draws = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64 - 1, num_draws, np.uint64, endpoint=True)
-    words = torch.from_numpy(draws.view(numpy_word)[:num_words])
+    words = torch.from_numpy(draws.view(np.int64)).view(_WORDS[dtype])[:shape.numel()]
     # The shift by 1 brings a word into [-2^(bits-2), 2^(bits-2)), so subtracting the p-quantile cannot overflow. A negative
     # word is then a dropped one, and an arithmetic shift by all bits but one copies the sign into every bit.
     half = 2 ** (bits - 2)
@@ -49,7 +46,7 @@ def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
 
 def keep_bits(x: Tensor, words: Tensor, in_place: bool = False) -> Tensor:
     """x where the word is all ones, +0.0 where it is all zeros."""
-    bits = x.view(_TORCH_WORDS[x.element_size() * 8])
+    bits = x.view(words.dtype)
     return (bits.bitwise_and_(words) if in_place else bits & words).view(x.dtype)
 
 

@@ -31,10 +31,8 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
     batches = []
-    for begin in range(0, len(shuffled), BLOCK_BATCHES * batch_size):
-        block = shuffled[begin:begin + BLOCK_BATCHES * batch_size]
-        block = block[np.argsort(lengths[block], kind="stable")]
-        batches += [block[i:i + batch_size] for i in range(0, len(block), batch_size)]
+    for block in _slices(shuffled, BLOCK_BATCHES * batch_size):
+        batches += _slices(block[np.argsort(lengths[block], kind="stable")], batch_size)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -54,13 +52,15 @@ def passage_plan(passage_index: np.ndarray, lengths: np.ndarray, batch_size: int
     longest = np.zeros(len(passage_place), dtype=np.int64)  # of each passage's questions, by the passage's place
     np.maximum.at(longest, passage_place, lengths)
     order = []
-    for begin in range(0, len(shuffled), BLOCK_BATCHES * batch_size):
-        block = shuffled[begin:begin + BLOCK_BATCHES * batch_size]
+    for block in _slices(shuffled, BLOCK_BATCHES * batch_size):
         places = passage_place[block]
         order.append(block[np.lexsort((places, longest[places]))])
-    questions = np.concatenate(order)
-    batches = [questions[i:i + batch_size] for i in range(0, len(questions), batch_size)]
+    batches = _slices(np.concatenate(order), batch_size)
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _slices(array: np.ndarray, size: int) -> list[np.ndarray]:
+    return [array[begin:begin + size] for begin in range(0, len(array), size)]
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:

@@ -7,7 +7,7 @@ arXiv:1806.03822) from a file, the rows of the hub (`squad`, `squad_v2`), or the
         {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
 
 An `answer_start` counts Unicode code points, so we never strip or normalise a context. Equal passages of one article become
-one `Passage`, which is read once for all its questions. Whatever is wrong with the data is counted by name in a `Summary`:
+one `Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary`:
 such a question is left out of training, but still predicted and scored, as the official rules want.
 Used by: the three scripts and reader.py (`load_squad`), which hand the passages to splits.py, bert/windows.py and
 llama/encode.py, and the examples to evaluation/metrics.py.
@@ -122,8 +122,7 @@ def load_squad(source: str, split: str = "train") -> SquadData:
     if source in DEMO_NAMES:
         from qa.data.demo import demo_squad
 
-        document = demo_squad("train" if split == "train" else "held_out", v2=source == "demo_v2")
-        return parse_squad(document, source)
+        return parse_squad(demo_squad("train" if split == "train" else "held_out", v2=source == "demo_v2"), source)
     if source in HUB_NAMES:
         return parse_hub_rows(_download(source, split), source, is_v2=source == "squad_v2")
     return parse_squad(read_json(Path(source), f"SQuAD JSON, or one of {', '.join([*HUB_NAMES, *DEMO_NAMES])}"), source)

@@ -82,11 +82,6 @@ def _token_f1(prediction: str, gold: str, is_v2: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def missing_predictions(examples: list[Example], predictions: dict[str, str]) -> list[str]:
-    """The ids of questions without a prediction. They count as wrong; the caller warns."""
-    return [example.id for example in examples if example.id not in predictions]
-
-
 def score_v1(examples: list[Example], predictions: dict[str, str]) -> dict[str, float]:
     """The official v1.1 figures, in percent over every question."""
     exact, f1 = question_scores(examples, predictions, is_v2=False)
@@ -111,10 +106,10 @@ def score_v2(examples: list[Example], predictions: dict[str, str], na_probs: dic
     refused = is_refused(_na_prob_array(examples, predictions, na_probs or {}), na_threshold)  # [N]
     exact, f1 = (np.where(refused, ~has_answer, scores) for scores in scores_if_accepted)  # [N]
     metrics: dict[str, float] = {}
-    for prefix, part in (("", has_answer | True), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
+    for key, part in (("", has_answer | True), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
         if part.any():
-            metrics |= {f"{prefix}exact": _percent(exact[part]), f"{prefix}f1": _percent(f1[part]),
-                        f"{prefix}total": int(part.sum())}
+            metrics |= {f"{key}exact": _percent(exact[part]), f"{key}f1": _percent(f1[part]),
+                        f"{key}total": int(part.sum())}
     if na_probs is not None:
         thresholds, *curves = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)
         for name, curve in zip(("exact", "f1"), curves, strict=True):

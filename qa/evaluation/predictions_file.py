@@ -18,7 +18,7 @@ from qa.files import read_json
 
 
 def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
-    """Read {id: answer}. In v2.0 the answer "" is "no answer".
+    """Read {id: answer}. In v2.0 the answer "" means "no answer".
 
     Raises:
         UserError: no such file, another form, no id of the data in it, or v2.0 predictions for v1.1 data.
@@ -26,8 +26,7 @@ def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
     predictions = _read_object(path, 'predictions {"id": "answer", ...}')
     for question_id, answer in predictions.items():
         if not isinstance(answer, str):
-            raise UserError(f"{path}: the prediction for {_show(question_id)} is {_show(answer)}; "
-                            'expected a string ("" for no answer in v2.0)')
+            raise UserError(f'{path}: the prediction for {_show(question_id)} is {_show(answer)}; expected a string, or ""')
     num_unknown = _count_unknown_ids(path, predictions, data)
     num_empty = sum(answer == "" for answer in predictions.values())
     if not data.is_v2 and num_empty and num_unknown:
@@ -47,8 +46,7 @@ def load_na_probs(path: str | Path, data: SquadData) -> dict[str, float]:
     scores = _read_object(path, 'no-answer scores {"id": number, ...}')
     for question_id, score in scores.items():
         if not isinstance(score, float) or not math.isfinite(score):
-            raise UserError(f"{path}: the no-answer score of {_show(question_id)} is {_show(score)}; "
-                            "expected a finite number")
+            raise UserError(f"{path}: the no-answer score of {_show(question_id)} is {_show(score)}; expected a finite number")
     _count_unknown_ids(path, scores, data)
     return scores
 

@@ -18,7 +18,7 @@ import platform
 import re
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ import numpy as np
 import torch
 import transformers
 
-from qa import options as qa_options
 from qa.data.squad import Passage
 from qa.errors import UserError
 from qa.files import check_out, write_json
-from qa.options import TrainOptions
+from qa.options import TrainOptions, differences
 from qa.training.checkpoint import Checkpoint, load_checkpoint
 from qa.training.distributed import Runtime, barrier, gather_objects
 from qa.training.precision import Precision
@@ -109,7 +108,7 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
         raise UserError(f"--out {folder}: already holds a run; go on with it by --resume, or choose another folder")
     try:
         recorded = json.loads(record_path.read_text(encoding="utf-8"))
-        changed = qa_options.differences(options, recorded)
+        changed = differences(options, recorded)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--resume: {record_path} is damaged ({error}); put it back, or start a new run") from None
     if changed:
@@ -146,7 +145,7 @@ def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, exam
         folder.mkdir(parents=True, exist_ok=True)
         print(f"the run is in {folder}")
         write_json(folder / "options.json", {
-            **qa_options.record(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
+            **asdict(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
             "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})
     return folder, checkpoint
 

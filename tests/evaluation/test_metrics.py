@@ -13,7 +13,6 @@ from qa.data.squad import Example, load_squad
 from qa.evaluation import metrics
 from qa.evaluation.metrics import (
     best_threshold,
-    missing_predictions,
     normalize_answer,
     question_scores,
     score_v1,
@@ -125,7 +124,6 @@ def test_questions_worked_by_hand():
     v1, v2 = (question_scores(examples, predictions, is_v2) for is_v2 in (False, True))
     np.testing.assert_array_equal(v1, [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(v2, [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0]])
-    assert missing_predictions(examples, predictions) == ["missing", "missing, no gold"]
     assert score_v1(examples, predictions) == {"exact_match": 50.0, "f1": 100 / 6, "total": 6}
     assert list(score_v2(examples, predictions).items()) == [
         ("exact", 50.0), ("f1", 50.0), ("total", 6),

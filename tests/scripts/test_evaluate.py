@@ -201,7 +201,7 @@ def test_missing_predictions_count_as_wrong_and_are_warned_about(data_file, scri
     ended = scripts.evaluate("--predictions", str(tmp_path / "half.json"), "--data", str(data_file),
                              "--out", str(tmp_path / "out"))
     assert read(tmp_path / "out", "metrics") == pytest.approx({"exact_match": 2100 / 41, "f1": 2100 / 41, "total": 41})
-    assert "20 questions have no prediction" in ended.err
+    assert "20 questions without a prediction" in ended.err
 
 
 @pytest.mark.squad
