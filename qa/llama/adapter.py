@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qa.errors import UserError
-from qa.files import write_bytes, write_json
+from qa.files import read_json, write_bytes, write_json
 from qa.llama.base_fingerprint import base_fingerprint, is_same_base
 from qa.llama.lora import inject_lora, load_lora_state_dict, lora_layers, lora_state_dict
 from qa.llama.targets import LoraSpec
@@ -91,7 +91,7 @@ def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base
 def read_adapter(folder: Path) -> Adapter:
     """Read and check the two JSON files. Raises UserError for anything that `LoraSpec` cannot express."""
     path = folder / CONFIG_FILE
-    config = _read_json(path)
+    config = _read_object(path)
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(f"{path}: peft_type is {kind!r}; expected a 'LORA' adapter")
     for name, value in config.items():
@@ -99,7 +99,7 @@ def read_adapter(folder: Path) -> Adapter:
         if not known and value not in (None, False, [], {}, ""):
             raise UserError(f"{path}: {name} is {value!r}, which is more than plain LoRA and not supported; merge the adapter "
                             "into its base with peft, and give the merged model")
-    own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    own = _read_object(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
     fingerprint, extra = own.get("base_fingerprint"), own.get("extra", {})
     is_whole = isinstance(fingerprint, dict) and set(fingerprint) == {"dtype", "bytes", "signs"} and isinstance(extra, dict)
     if own and not is_whole:
@@ -122,11 +122,8 @@ def _read_spec(config: dict, path: Path) -> LoraSpec:
     return LoraSpec(**fields, blocks=(blocks,) if isinstance(blocks, int) else blocks or None)
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); expected the folder of a LoRA adapter") from None
+def _read_object(path: Path) -> dict:
+    content = read_json(path, "the folder of a LoRA adapter")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object but a {type(content).__name__}; save the adapter again")
     return content
@@ -152,10 +149,8 @@ def load_adapter(model: nn.Module, adapter: Adapter, base_name: str | None = Non
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; adapters are read as safetensors only: save it so with peft")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy or save the adapter again") from None
+        raise UserError(f"{path} cannot be read ({error}); copy the adapter again; peft must save it as safetensors") from None
     return {key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}

@@ -1,7 +1,7 @@
 """The built-in encyclopedia can be answered, but only by reading it, and its splits have nothing in common.
 
 The oracle is a reader of our own: it takes a passage apart clause by clause, with the phrasings of
-demo_facts.toml turned into regular expressions, and so knows what is said about whom.
+encyclopedia.toml turned into regular expressions, and so knows what is said about whom.
 """
 
 import hashlib
@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from qa.data.demo import GOODS, KINDS, MONTHS, NAMES, PATTERNS, demo_squad
+from qa.data.demo import demo_squad
 from qa.data.squad import parse_squad
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/data"))
+from encyclopedia import GOODS, KINDS, MONTHS, NAMES, PATTERNS, as_text, encyclopedia  # noqa: E402
+
 SPLITS = ["train", "held_out"]
 FORMS = {  # what the values of a type look like
     "year": r"\b\d{4}\b",
@@ -178,18 +181,23 @@ def test_splits_share_no_phrasings():
             assert not any(matches(fact.asks["train"], qa["question"]) for qa in paragraph["qas"])
 
 
-def test_the_package_ships_its_data_file():
+def test_the_package_ships_its_data_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    shipped = project["tool"]["setuptools"]["package-data"]
+    shipped = project["tool"]["setuptools"]["package-data"]["qa.data"]
     others = [path for path in (ROOT / "qa").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
-    assert [path.name for path in others] == shipped["qa.data"] == ["demo_facts.toml"]
+    assert sorted(path.name for path in others) == sorted(shipped) == ["demo_held_out.json", "demo_train.json"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_files_are_what_the_program_writes(split):
+    assert (ROOT / f"qa/data/demo_{split}.json").read_text(encoding="utf-8") == as_text(encyclopedia(split, v2=True))
 
 
 @pytest.mark.parametrize("split, v2", GOLDEN)
 def test_same_bytes_on_every_machine(split, v2):
-    document = json.dumps(demo_squad(split, v2))
-    assert hashlib.sha256(document.encode()).hexdigest() == GOLDEN[split, v2]
-    assert json.dumps(demo_squad(split, v2, seed=1)) != document
+    assert encyclopedia(split, v2) == demo_squad(split, v2)
+    assert hashlib.sha256(json.dumps(demo_squad(split, v2)).encode()).hexdigest() == GOLDEN[split, v2]
+    assert encyclopedia(split, v2, seed=1) != encyclopedia(split, v2)
 
 
 IGNORED = set("a an the of in on to by for with from at is was were are be did do does has had have it its "

@@ -220,10 +220,10 @@ def test_keys_and_shapes_are_checked_strictly(tiny_llama, tmp_path):
     assert "unmatched keys" in problem({f"model.{k}": v for k, v in tensors.items()})
     assert "has shape [4, 95]" in problem(tensors | {key: tensors[key][:, 1:].contiguous()})
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_adapter(copy.deepcopy(tiny_llama), read_adapter(tmp_path))
     path.unlink()
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="cannot be read.*No such file"):
         load_adapter(copy.deepcopy(tiny_llama), read_adapter(tmp_path))
 
 
