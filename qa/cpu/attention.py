@@ -1,4 +1,4 @@
-"""Skip this on first reading: BERT's self-attention once more, for training on a CPU. A GPU never runs it.
+"""Skip this on first reading: BERT's self-attention once more, for training on a CPU. On a GPU it calls PyTorch's.
 
     P = softmax(Q K^T / sqrt(d) + mask),   O = dropout(P) V          (Vaswani et al. 2017, section 3.2.1)
 

@@ -1,4 +1,4 @@
-"""Skip this on first reading: dropout (Srivastava et al. 2014), with masks that a CPU draws fast. A GPU never runs it.
+"""Skip this on first reading: dropout (Srivastava et al. 2014), with masks that a CPU draws fast. A GPU runs PyTorch's.
 
     y = x * keep / (1 - p),   keep ~ Bernoulli(1 - p) for every element
 

@@ -158,7 +158,7 @@ def test_fast_equals_plain(kind, chunk_cells, num_cases, monkeypatch):
 
 def test_the_best_pair_is_found_though_it_has_none_of_the_20_best_starts_and_ends():
     start, end = np.full((2, 103), -9.0, np.float32)
-    start[-21:-1], end[2:22] = 9, 9  # each worth most, and with all that stands within its reach worth 0
+    start[-21:-1], end[2:22] = 9, 9  # the largest scores; but with each partner that is near enough they sum to 0
     start[52], end[54] = 3, 3
     assert spans(one_window(start, end).fast(1, 30)[0]) == [(50, 53, 6)]
 
