@@ -41,6 +41,7 @@ from qa.llama.grounding import ground  # noqa: E402
 from qa.llama.lora import merge  # noqa: E402
 from qa.llama.model import load_llama  # noqa: E402
 from qa.llama.prompt import PromptTemplate  # noqa: E402
+from qa.llama.reading import answer_log_probs, read  # noqa: E402
 from qa.llama.search import Extraction, describe_work, join_pieces  # noqa: E402
 from qa.weights import locate  # noqa: E402
 
@@ -108,7 +109,7 @@ def compare_exact(model, template: PromptTemplate, prompts: Sequence[Prompt], ar
         exact_times.append(seconds)
         print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
               f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
-    print(*describe_work(join_pieces(found)), sep="\n")
+    print(describe_work(join_pieces(found)))
     print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
           f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
           "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")
@@ -128,22 +129,16 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
         if ids[:-1] in [trie.prefix(node) for node, span in enumerate(trie.spans) if span]:
             answers[generation.prompt] = ids
     exact = {extraction.prompt: extraction.spans[0].log_prob for extraction in found if extraction.spans}
-    differences = [answer_log_prob(model, template, prompt, ids) - exact[prompt] for prompt, ids in answers.items()]
-    above = [difference for difference in differences if difference > 1e-4]
-    equal = sum(abs(difference) <= 1e-4 for difference in differences)
+    above, equal = [], 0
+    with torch.inference_mode():
+        for reading in read(model, template, list(answers), args.micro_tokens):
+            scores = answer_log_probs(model, reading, template, [answers[prompt] for prompt in reading.prompts])
+            differences = [value - exact[prompt] for prompt, value in zip(reading.prompts, scores, strict=True)]
+            above += [difference for difference in differences if difference > 1e-4]
+            equal += sum(abs(difference) <= 1e-4 for difference in differences)
     print(f"the greedy answer, grounded, is a candidate for {len(answers)} of {len(greedy)} questions; of these it is more "
           f"probable than the exact one (by over 1e-4) in {len(above)}, as probable in {equal}, less in "
           f"{len(answers) - len(above) - equal}")
-
-
-@torch.inference_mode()
-def answer_log_prob(model, template: PromptTemplate, prompt: Prompt, answer_ids: list[int]) -> float:
-    """log P(answer, end | prompt), by one plain forward pass. answer_ids: with the end token."""
-    ids = answer_ids[:-1]
-    before = template.instruction_ids + prompt.piece.ids + prompt.question_ids
-    logits = model(torch.tensor([before + ids]), use_cache=False).logits[0, len(before) - 1 :]
-    log_probs = logits.float().log_softmax(dim=-1)  # [n + 1, V]
-    return float(log_probs[range(len(ids)), ids].sum() + log_probs[-1, template.end_token_ids].logsumexp(dim=-1))
 
 
 def compare_reference(model, template: PromptTemplate, prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
@@ -180,7 +175,7 @@ def long_passage(model, template: PromptTemplate, passages: Sequence[Passage], a
     (best,) = join_pieces(found)
     print(*notes, f"a passage of {len(template.passage_ids(text)):,} tokens in {len(prompts)} piece(s), read "
           f"{args.micro_tokens:,} at a time: {best.spans[0].text!r}, log P {best.spans[0].log_prob:.4f}, "
-          f"{'proven' if best.gap is None else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "
+          f"{'proven' if best.is_proven else 'not proven'}; {best.num_expanded} prefixes, {seconds:.1f} s; peak "
           f"{peak_mb():,.0f} MB, before it {before:,.0f}", sep="\n")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import qa.llama.extract as extract_module
 from qa.data.squad import Example, Passage, load_squad
 from qa.errors import UserError
 from qa.llama.candidates import make_trie
@@ -179,7 +178,7 @@ def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, templat
     tiny_llama.lm_head.register_forward_hook(lambda _, inputs, out: rows_of_logits.append(out.shape[0]))
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.update([inputs[0].shape[1]]))
     for micro_tokens, chunk in ((100_000, 1), (150, 2), (40, 1), (1, 1)):
-        monkeypatch.setattr(extract_module, "_logit_rows", lambda model, micro_tokens, chunk=chunk: chunk)
+        monkeypatch.setattr(tiny_llama.config, "vocab_size", micro_tokens * tiny_llama.config.hidden_size // chunk)
         rows_of_logits.clear()
         num_tokens.clear()
         found = extract(tiny_llama, template, prompts, 12, micro_tokens, num_best=8)
@@ -277,7 +276,7 @@ def test_the_trace_is_a_table_of_the_plain_search(tiny_llama, template):
 def test_passages_without_candidates_have_no_spans(tiny_llama, template):
     prompt = Prompt(0, "q", Piece(template.passage_ids(" \n "), " \n ", 0), template.question_ids("x"), [])
     (found,) = extract(tiny_llama, template, [prompt], 12, 1000, max_expansions=3)
-    assert (found.spans, found.gap, found.num_expanded, found.num_passes) == ([], None, 0, 0)
+    assert (found.spans, found.num_expanded, found.num_passes, found.num_positions, found.gap) == ([], 0, 0, 0, None)
     assert extract(tiny_llama, template, [], 12, 1000) == []
 
 

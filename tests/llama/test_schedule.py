@@ -23,7 +23,7 @@ def make_trie(candidates: dict[tuple[int, ...], tuple[int, int]]) -> Trie:
     return trie
 
 
-def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: int = 0,
+def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: float = math.inf,
         rng: random.Random | None = None) -> Extraction:
     """What extract.py does with the search of one question. model: {tokens so far: {next token, or "end": log P}}.
 
@@ -66,13 +66,13 @@ def test_a_search_of_three_candidates():
     found = run(model, trie, TEXT, num_best=2)
     assert [span[:3] for span in found.spans] == [("The tower", 100, 109), ("1889", 110, 114)]
     assert [math.exp(span.log_prob) for span in found.spans] == pytest.approx([0.36, 0.2])
-    assert (found.num_expanded, found.num_passes, found.num_positions) == (3, 1, 3)  # " tower" is fed at a guess
-    assert found.gap is None
+    assert (found.num_expanded, found.num_passes, found.num_positions, found.gap) == (3, 1, 3, None)  # " tower": at a guess
 
     # One expansion is that of "The". Then " tower" and "1889" are open, each with 0.4, 8 times as much as "The" has.
     found = run(model, trie, TEXT, num_best=2, max_expansions=1)
     assert [span.text for span in found.spans] == ["The"] and found.gap is not None
-    assert (found.num_expanded, found.num_passes, found.gap) == (1, 1, pytest.approx(math.log(8)))
+    assert (found.num_expanded, found.num_passes, found.num_positions) == (1, 1, 1)
+    assert found.gap == pytest.approx(math.log(8))
 
 
 def random_case(rng: random.Random) -> tuple[dict, Trie, str, list[float]]:

@@ -72,8 +72,9 @@ def test_pieces_of_a_passage_are_one_list_of_spans():
     assert [extraction.prompt.example_index for extraction in found] == [0, 1]
     assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
     assert found[0].refusal_log_prob == -3.0 and found[0].gap is None  # the open prefix is below the second best of all
-    assert [(one.num_expanded, one.num_passes, one.num_positions) for one in found] == [(10, 4, 14), (5, 2, 7)]
+    assert (found[0].num_expanded, found[0].num_passes, found[0].num_positions) == (10, 4, 14)
+    assert (found[1].num_expanded, found[1].num_passes, found[1].num_positions, found[1].gap) == (5, 2, 7, None)
     unsure = piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -0.75, None)
     assert unsure.gap == 0.25
-    line = describe_work([unsure, found[0]])[0]
+    line = describe_work([unsure, found[0]])
     assert "1 of 2 not proven" in line and "0.25" in line and "median 5" in line and "at most 10" in line
