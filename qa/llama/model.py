@@ -12,10 +12,9 @@ import json
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GgufConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.errors import UserError
@@ -33,9 +32,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
     """
     if path.is_file():
         check_gguf(path)
-        folder, how = path.parent, {"gguf_file": path.name}
-        if hasattr(transformers, "GgufConfig"):  # before it, unpacking was all that transformers could do
-            how["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        folder, how = path.parent, {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         check_base_folder(path)
         folder, how = path, {"use_safetensors": True}
