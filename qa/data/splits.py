@@ -19,8 +19,8 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
                    seed: int) -> tuple[list[Passage], SquadData | None]:
     """The passages to learn from, and the held-out data to choose the checkpoint and the no-answer threshold on.
 
-    `max_questions` is `--max-train-questions`, from the articles that are not held out; None: all. `share` is `--held-out`; None
-    means 5% for v2.0 data, which needs a no-answer threshold, else 0. If there is nothing to learn from, that is a UserError.
+    `max_questions` is `--max-train-questions`, from the articles that are not held out; None: all. `share` is `--held-out`;
+    None means 5% for v2.0 data, which needs a no-answer threshold, else 0. Nothing to learn from is a UserError.
     """
     passages, held_out = data.passages, []
     share = (0.05 if data.is_v2 else 0.0) if share is None else share
