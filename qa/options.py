@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -177,24 +175,17 @@ OWN_DEV = ("squad", "squad_v2", "demo", "demo_v2")  # data sets with a developme
 
 def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
           argv: list[str] | None = None) -> tuple[Any, set[str]]:
-    """Parse the command line into a `cls`.
+    """Parse the command line into a `cls`: the options, and the names of those that the user typed.
 
-    Args:
-        description: what --help shows first; a script passes its docstring.
-        demo: the values that --demo sets, where the user typed none.
-
-    Returns:
-        The options, and the names of those that the user typed. `dev_data` is resolved: None means none.
-
-    Raises:
-        UserError: an unknown flag, a value of the wrong type, or a missing value.
+    `description` is what --help shows first. `demo` holds the values that --demo sets where the user typed none. `dev_data` is
+    resolved: None means none. An unknown flag, a value of the wrong type or a missing one is a UserError.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = _raise_user_error  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
-    values = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
+    values = vars(parser.parse_args(argv))
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
@@ -216,10 +207,9 @@ def differences(options: Any, recorded: dict[str, Any]) -> list[str]:
 
 
 def unused_options(options: Any, typed: set[str], parts: set[str], model: str) -> list[str]:
-    """A warning for each typed option that has no effect: no part of the program that uses it is among the `parts` that run.
+    """A warning for each typed option that only parts of the program use that are not among the `parts` that run.
 
-    Raises:
-        UserError: such an option is strict.
+    If such an option is strict, that is a UserError.
     """
     lines = []
     for field in dataclasses.fields(options):
@@ -243,8 +233,7 @@ def flag(name: str) -> str:
 
 def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: Any) -> None:
     help = field.metadata["help"].replace("%", "%%")
-    if isinstance(kind, types.UnionType):  # int | None
-        kind = typing.get_args(kind)[0]
+    kind = (typing.get_args(kind) or (kind,))[0]  # int | None -> int
     if kind is bool:
         parser.add_argument(flag(field.name), action="store_true", help=help)
         return
@@ -271,10 +260,7 @@ _RANGES = [
 
 
 def check(options: Any) -> None:
-    """
-    Raises:
-        UserError: a value has the wrong type or is out of its range, or two values do not go together.
-    """
+    """Raise a UserError if a value has the wrong type or is out of its range, or if two values do not go together."""
     for field in dataclasses.fields(options):
         value, choices = getattr(options, field.name), field.metadata["choices"]
         kind = typing.get_type_hints(type(options))[field.name]

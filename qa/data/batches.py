@@ -19,14 +19,9 @@ BLOCK_BATCHES = 50
 
 
 def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Cut the examples 0..N-1 into batches.
+    """Cut the examples 0..N-1, of `lengths` [N] tokens, into batches: arrays of example indices, in the order of the steps.
 
-    Args:
-        lengths: [N] tokens of each example.
-        batch_size: examples in a batch; one batch of the epoch may be smaller.
-
-    Returns:
-        ceil(N / batch_size) arrays of example indices, in the order of the steps. Every example is in exactly one.
+    Every example is in exactly one batch. Of the ceil(N / batch_size) batches one may be smaller than the others.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
@@ -40,11 +35,8 @@ def passage_plan(passage_index: np.ndarray, lengths: np.ndarray, batch_size: int
     """Like `epoch_plan`, but the questions of a passage stay together, so that a row reads it once for all of them.
 
     Passages are shuffled and, within blocks, sorted by length; then their questions are cut into batches of exactly
-    `batch_size`. So two neighbouring batches may share a passage.
-
-    Args:
-        passage_index: [N] which passage each question is about.
-        lengths: [N] tokens of each question, its passage included.
+    `batch_size`. So two neighbouring batches may share a passage. `passage_index` [N]: which passage each question is about;
+    `lengths` [N]: the tokens of each question, its passage included.
     """
     generator = np.random.default_rng([seed, epoch])
     passage_place = generator.permutation(int(passage_index.max()) + 1)[passage_index]  # [N] in the shuffled order
@@ -64,13 +56,11 @@ def _slices(array: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
-    """Divide a batch among the ranks so that they finish together, and cut each share into micro-batches.
+    """Divide a batch among the ranks so that they finish together: for every rank its micro-batches of example indices.
 
     From the longest example to the shortest, each goes to the rank with the fewest tokens so far (Graham's rule). A
-    micro-batch of B examples, the longest of L tokens, has B * L <= micro_tokens; a longer example is alone in its own.
-
-    Returns:
-        For every rank a list of micro-batches (arrays of example indices). It is empty if the rank has nothing to do.
+    micro-batch of B examples, the longest of L tokens, has B * L <= micro_tokens; a longer example is alone in its own. A rank
+    with nothing to do has no micro-batches.
     """
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
     loads = np.zeros(num_ranks, dtype=np.int64)

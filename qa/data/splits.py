@@ -19,12 +19,8 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
                    seed: int) -> tuple[list[Passage], SquadData | None]:
     """The passages to learn from, and the held-out data to choose the checkpoint and the no-answer threshold on.
 
-    Args:
-        max_questions: `--max-train-questions`, from the articles that are not held out; None: all.
-        share: `--held-out`; None means 5% for v2.0 data, which needs a no-answer threshold, else 0.
-
-    Raises:
-        UserError: there is nothing to train on.
+    `max_questions` is `--max-train-questions`, from the articles that are not held out; None: all. `share` is `--held-out`;
+    None means 5% for v2.0 data, which needs a no-answer threshold, else 0. Nothing to learn from is a UserError.
     """
     passages, held_out = data.passages, []
     share = (0.05 if data.is_v2 else 0.0) if share is None else share
@@ -44,15 +40,10 @@ def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple
     """Split into (training, held out) by article, so that no passage and no topic is in both.
 
     Shuffled articles are held out one by one, until they have at least `share` of the questions. Articles with a passage in
-    common count as one: some files repeat the article and the passage for every question.
-
-    Raises:
-        UserError: there are fewer than two articles.
+    common count as one: some files repeat the article and the passage for every question. Fewer than two are a UserError.
     """
     article_of = _joined_articles(passages)
-    sizes: Counter[str] = Counter()
-    for passage in passages:
-        sizes[article_of[passage.title]] += len(passage.examples)
+    sizes = Counter(article_of[passage.title] for passage in passages for _ in passage.examples)  # questions of each article
     if len(sizes) < 2:
         raise UserError(f"--held-out {share:g}: needs at least two articles without a passage in common, found {len(sizes)} "
                         f"(with {counted(len(article_of), 'title')}; for v2.0 data the default is 0.05); use --held-out 0, or "

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qa.data.demo import demo_squad
 from qa.data.fields import Question, is_v2_version, read_question, replace_half_pairs
 from qa.errors import UserError
 from qa.files import read_json
@@ -109,19 +110,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def load_squad(source: str, split: str = "train") -> SquadData:
-    """Load a data set by name.
-
-    Args:
-        source: the path of an official JSON file; `squad` or `squad_v2` (hub); `demo` or `demo_v2` (built in).
-        split: "train" or "dev"; ignored for a file.
+    """Load a data set by its name or path; `split` is "train" or "dev", and ignored for a file.
 
     Raises:
         UserError: no such file or no hub, not JSON, JSON of another shape, or no question at all.
     """
     assert split in ("train", "dev"), split
     if source in DEMO_NAMES:
-        from qa.data.demo import demo_squad
-
         return parse_squad(demo_squad("train" if split == "train" else "held_out", v2=source == "demo_v2"), source)
     if source in HUB_NAMES:
         return parse_hub_rows(_download(source, split), source, is_v2=source == "squad_v2")
@@ -152,11 +147,7 @@ def parse_squad(document: object, source: str) -> SquadData:
 
 def parse_hub_rows(rows: Iterable[dict], source: str, is_v2: bool) -> SquadData:
     """The hub gives one row for each question, with its passage. `parse_squad` joins the equal passages."""
-    articles: dict[str, list[dict]] = {}
-    for row in rows:
-        question = {"id": row["id"], "question": row["question"], "answers": row["answers"]}
-        articles.setdefault(row["title"], []).append({"context": row["context"], "qas": [question]})
-    data = [{"title": title, "paragraphs": paragraphs} for title, paragraphs in articles.items()]
+    data = [{"title": row["title"], "paragraphs": [{"context": row["context"], "qas": [row]}]} for row in rows]
     return parse_squad({"version": "v2.0" if is_v2 else "1.1", "data": data}, source)
 
 

@@ -97,9 +97,7 @@ def score_v2(examples: list[Example], predictions: dict[str, str], na_probs: dic
              na_threshold: float = 1.0) -> dict[str, float]:
     """The official v2.0 figures, in percent, under the official keys and in their order.
 
-    Args:
-        na_probs: {id: no-answer score}, on any scale; higher means "no answer". With it there are best_* figures.
-        na_threshold: see `is_refused`.
+    `na_probs` are {id: no-answer score}, on any scale; higher means "no answer". With them there are best_* figures.
     """
     scores_if_accepted = question_scores(examples, predictions, is_v2=True)
     has_answer = _has_answer(examples)  # [N]
@@ -108,8 +106,7 @@ def score_v2(examples: list[Example], predictions: dict[str, str], na_probs: dic
     metrics: dict[str, float] = {}
     for key, part in (("", has_answer | True), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
         if part.any():
-            metrics |= {f"{key}exact": _percent(exact[part]), f"{key}f1": _percent(f1[part]),
-                        f"{key}total": int(part.sum())}
+            metrics |= {f"{key}exact": _percent(exact[part]), f"{key}f1": _percent(f1[part]), f"{key}total": int(part.sum())}
     if na_probs is not None:
         thresholds, *curves = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)
         for name, curve in zip(("exact", "f1"), curves, strict=True):

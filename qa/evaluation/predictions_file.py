@@ -1,8 +1,8 @@
 """A file of predictions in the official form, {id: answer}, checked against the data to score it on.
 
 A second file, {id: number}, may hold no-answer scores: higher means "no answer". evaluate.py writes both, and the official
-scripts read both. What would give a meaningless score, such as predictions for other data, is a `UserError`. Missing ids are
-allowed: they count as wrong, and the caller warns. Used by: evaluate.py (`--predictions`, `--na-probs`).
+scripts read both. Another form, or what would give a meaningless score, such as predictions for other data, is a `UserError`.
+Missing ids are allowed: they count as wrong, and the caller warns. Used by: evaluate.py (`--predictions`, `--na-probs`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from qa.files import read_json
 
 
 def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
-    """Read {id: answer}. In v2.0 the answer "" means "no answer".
-
-    Raises:
-        UserError: no such file, another form, no id of the data in it, or v2.0 predictions for v1.1 data.
-    """
+    """Read {id: answer}. In v2.0 the answer "" means "no answer"; predictions for v2.0 data are an error for v1.1 data."""
     predictions = _read_object(path, 'predictions {"id": "answer", ...}')
     for question_id, answer in predictions.items():
         if not isinstance(answer, str):
@@ -31,18 +27,13 @@ def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
     num_empty = sum(answer == "" for answer in predictions.values())
     if not data.is_v2 and num_empty and num_unknown:
         # "" alone proves nothing: a v1.1 system may fail to answer. But unanswerable questions are not among the ids of v1.1
-        raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer, not in v1.1) and '
-                        f"{num_unknown:,} of {len(predictions):,} ids are not in {data.source}, which is v1.1; score them "
-                        "on the v2.0 data that they were made for")
+        raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer) and {num_unknown:,} '
+                        f"of {len(predictions):,} ids are not in {data.source}, which is v1.1; score them on their v2.0 data")
     return predictions
 
 
 def load_na_probs(path: str | Path, data: SquadData) -> dict[str, float]:
-    """Read {id: no-answer score}: finite numbers, on any scale.
-
-    Raises:
-        UserError: no such file, another form, or no id of the data in it.
-    """
+    """Read {id: no-answer score}: finite numbers, on any scale."""
     scores = _read_object(path, 'no-answer scores {"id": number, ...}')
     for question_id, score in scores.items():
         if not isinstance(score, float) or not math.isfinite(score):
@@ -67,10 +58,9 @@ def _count_unknown_ids(path: str | Path, values: dict, data: SquadData) -> int:
                         f'{data.source}; expected the unique ids, "title/id", that evaluate.py writes')
     num_unknown = len(values.keys() - ids)
     if num_unknown == len(values):
-        first = f" (first: {_show(next(iter(values)))})" if values else ""
-        raise UserError(f"{path}: looks like a file for other data: 0 of its {len(values):,} ids{first} are among the "
-                        f"{len(ids):,} of {data.source} (first: {_show(data.examples[0].id)}); give the file made for this "
-                        "data, or the data that it was made for")
+        raise UserError(f"{path}: made for other data: 0 of its {len(values):,} ids (first: {_show(next(iter(values), None))}) "
+                        f"are among the {len(ids):,} of {data.source} (first: {_show(data.examples[0].id)}); give the data it "
+                        "was made for")
     return num_unknown
 
 

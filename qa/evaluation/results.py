@@ -33,11 +33,8 @@ NAMES = ("metrics.json", "predictions.json", "nbest.json", "generated.json", "nu
 def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
     """A folder inside that of the run or the checkpoint; under runs/ if the model has no folder of the user's.
 
-    Its name tells the data and the settings: runs/bert/evaluation-dev-v1.1-max-length-256. If a folder of this name holds an
-    evaluation of something else, the new name ends in a number.
-
-    Args:
-        settings: the options that the user typed and that change the answers, with their values.
+    Its name tells the data and the settings, which are the options that the user typed and that change the answers:
+    runs/bert/evaluation-dev-v1.1-max-length-256. If this folder holds another evaluation, the new name ends in a number.
     """
     parts = ["evaluation", Path(data).stem, *(f"{name.replace('_', '-')}-{Path(str(value)).name}"
                                               for name, value in settings.items())]
@@ -86,11 +83,7 @@ def result_files(predictions: list[Prediction], na_threshold: float | None) -> d
 
 
 def write_results(folder: Path | str, files: dict[str, dict]) -> None:
-    """Write the set into `folder`, which is made if it does not exist. An earlier set is deleted; other files stay.
-
-    Args:
-        files: one of NAMES -> content; empty contents are not written.
-    """
+    """Write `files`, {one of NAMES: content}, into `folder`; no empty content. An earlier set is deleted, other files stay."""
     folder = Path(folder)
     check_results_folder(folder)
     names = [name for name in NAMES if files.get(name)]
