@@ -39,8 +39,7 @@ class KVCache:
         found = []
         for stored, new in ((self.keys, keys), (self.values, values)):
             if layer_idx == len(stored):  # the first pass tells the shapes and the type
-                num_heads, head_size = new.shape[1], new.shape[3]
-                stored.append(values.new_zeros(*self.segments.shape, num_heads, head_size))
+                stored.append(values.new_zeros(*self.segments.shape, new.shape[1], new.shape[3]))
             stored[layer_idx][self.rows, self.columns] = new[0].transpose(0, 1).to(values.dtype)
             found.append(stored[layer_idx][:, : self.end].transpose(1, 2))
         return found[0], found[1]
@@ -74,28 +73,23 @@ class KVCache:
 
 def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: Tensor, segments: Tensor,
                    keep: bool = True, seen: Tensor | None = None) -> Tensor:
-    """Run the model on T new tokens, some for each row of the cache.
+    """Run the model on T new tokens, some for each row of the cache: hidden states [T, H].
 
     Args:
-        rows, ids, positions, segments: [T]; `rows` ascending. A token sees those before it of its row and segment. keep:
-        whether the tokens stay in the cache, in the columns `cache.columns` [T]. seen: [T, A] the columns of each token's
-        ancestors and of itself, which it sees too. The new tokens are then a tree: each
-            is hidden from all tokens that do not list its column, now and later. A row's first token is written to the column
-            `cache.length`, the next one to the next column.
-
-    Returns:
-        hidden states [T, H]
+        rows, ids, positions, segments: [T]; `rows` ascending. A token sees the passage, and its segment's tokens before it. A
+            row's first token is written to the column `cache.length`, the next one to the next column.
+        keep: whether the tokens stay in the cache, in the columns `cache.columns` [T].
+        seen: [T, A] for a tree: the columns of each token's ancestors and of itself. Only tokens that list a column see it.
     """
-    num_rows = cache.segments.shape[0]
-    layout = Layout.from_rows(rows, num_rows, is_cached=True)
-    end = cache.length + layout.width
+    layout = Layout.from_rows(rows, len(cache.segments), is_cached=True)
+    end, slots = cache.length + layout.width, layout.places % layout.width
     cache.reserve(end)
-    cache.rows, cache.columns, cache.end = rows, cache.length + layout.places % layout.width, end
+    cache.rows, cache.columns, cache.end = rows, cache.length + slots, end
     spread_segments = layout.spread(segments, fill=-1)  # [B, n]
     cache.segments[:, cache.length : end] = spread_segments if seen is None else -1
     mask = visible(spread_segments, cache.segments[:, :end])  # [B, 1, n, C]
     if seen is not None:
-        mask[rows[:, None], 0, (layout.places % layout.width)[:, None], seen] = True
+        mask[rows[:, None], 0, slots[:, None], seen] = True
     hidden = model.model(
         input_ids=ids[None], position_ids=positions[None], attention_mask=mask, past_key_values=cache, use_cache=True,
         layout=layout,  # unknown to transformers: it hands it on to our attention function (attention.py)

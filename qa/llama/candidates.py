@@ -76,11 +76,9 @@ class Trie:
 
 
 def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Sequence[int] | None = None) -> Trie:
-    """All candidates of a passage, each encoded by itself.
+    """All candidates of a passage with at most `max_tokens` tokens, the end token included; each is encoded by itself.
 
-    Args:
-        max_tokens: of a candidate at most, its end token included, as --max-answer-length counts them.
-        stops: for each unit, one that no candidate from there reaches, where that is known; it saves time.
+    stops: for each unit, one that no candidate from there reaches, where that is known; it saves time.
     """
     trie, units = Trie(), cut(text, SMALL_UNITS)
     for first in range(len(units)):
@@ -106,12 +104,7 @@ def add_candidate(trie: Trie, node: int, ids: list[int], units: Units, first: in
 
 def describe_reachability(template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],
                           max_tokens: int) -> list[str]:
-    """The ceiling of exact decoding, as a line to print: how many answers are candidates. No line for data without answers.
-
-    Args:
-        prompts: those of the examples; the pieces of their passages are searched.
-        max_tokens: as for `make_trie`.
-    """
+    """The ceiling of exact decoding, as a line to print: how many answers are candidates. No line for data without answers."""
     texts: dict[int, list[str]] = {}
     for prompt in prompts:
         if examples[prompt.example_index].answers:
@@ -125,6 +118,6 @@ def describe_reachability(template: PromptTemplate, examples: Sequence[Example],
 
     found = [[any(is_candidate(answer.text.strip(), text) for text in pieces) for answer in examples[index].answers]
              for index, pieces in texts.items()]
-    first, any_answer = (100 * sum(rule(answers) for answers in found) / len(found) for rule in (lambda row: row[0], any))
+    first, any_answer = 100 * sum(answers[0] for answers in found) / len(found), 100 * sum(map(any, found)) / len(found)
     return [f"ceiling of exact decoding: the first answer of {first:.2f}% of the questions that have one is a candidate, "
             f"any answer of {any_answer:.2f}%"]

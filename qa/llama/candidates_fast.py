@@ -45,12 +45,12 @@ def _join_words(template: PromptTemplate, units: Units, max_tokens: int) -> tupl
 
     That is one word longer than the first string with too many tokens: a token over a space might make them fewer.
     """
-    stops = word_stops = [units.words[word][1] for word in units.word_of]
-    if any(stop - first > LONG_WORD for first, stop in units.words):
+    stops = units.word_stops
+    if any(stop - first > LONG_WORD for first, stop in enumerate(stops)):
         possible = _stops(template, units, max_tokens)
-        stops = [max(min(pair), first + 1) for first, pair in enumerate(zip(word_stops, possible, strict=True))]
+        stops = [max(min(pair), first + 1) for first, pair in enumerate(zip(stops, possible, strict=True))]
     beginnings = _encode_parts(template, units, range(len(units)), stops, begin=True)
-    continuations = _encode_parts(template, units, [first for first, _ in units.words[1:]], stops, begin=False)
+    continuations = _encode_parts(template, units, units.word_starts[1:], stops, begin=False)
     trie, longest = Trie(), []
     for first in range(len(units)):
         node, tokens, parts = ROOT, [], beginnings[first]
@@ -61,7 +61,7 @@ def _join_words(template: PromptTemplate, units: Units, max_tokens: int) -> tupl
                     add_candidate(trie, node, ids, units, first, last)
             last, ids = parts[-1]
             tokens = tokens + ids
-            if was_too_long or last + 1 == len(units) or last + 1 < word_stops[last]:
+            if was_too_long or last + 1 == len(units) or last + 1 < units.word_stops[last]:
                 break
             if len(tokens) <= max_tokens:
                 node = trie.walk(node, ids)
@@ -98,7 +98,7 @@ def _stops(template: PromptTemplate, units: Units, max_tokens: int) -> list[int]
     written, at this place or at an earlier one. Where the parts of a passage are written differently than the whole (a
     tokenizer that makes one <unk> of several units), nothing is known.
     """
-    spaces = {first: _space_before(units, first) for first, _ in units.words[1:]}
+    spaces = {first: _space_before(units, first) for first in units.word_starts[1:]}
     parts = [part for unit in range(len(units)) for part in (spaces.get(unit, ""), units.string(unit, unit))]
     written = dict(zip(set(parts), _own_letters(template, list(set(parts))), strict=True))
     edges = list(itertools.accumulate(len(written[part]) for part in parts))  # [2U] a unit begins at an even, ends at an odd

@@ -18,10 +18,9 @@ MOST = 4  # tokens of a draft: as many as SQuAD's answers have, on average
 
 def make_draft(passage: list[int], answer: list[int], room: int) -> list[int]:
     """At most `room` tokens: those after the first place in the passage of the answer so far; none if it has no such place."""
-    size = min(MOST, room)
     for end in range(len(answer), len(passage)):
         if passage[end - 1] == answer[-1] and passage[end - len(answer) : end] == answer:
-            return passage[end : end + size]
+            return passage[end : end + min(MOST, room)]
     return []
 
 

@@ -102,7 +102,7 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
     left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
     longest = max(map(len, wanted), default=0) + 2  # a token may shrink by 2: "x–th" + "e" ends in an article
     while first < len(solid) and num_tokens <= limit:  # a word; of the first one, what is left of it
-        stop = bisect.bisect_left(solid, units.words[units.word_of[solid[first]]][1])
+        stop = bisect.bisect_left(solid, units.word_stops[solid[first]])
         for last in range(first, stop):
             tokens = _tokens(units.string(solid[first], solid[last]))
             if num_tokens == 0 and tokens and tokens[0] not in wanted and (len(tokens) > 1 or len(tokens[0]) > longest):
@@ -123,12 +123,8 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
 
 
 def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """The nearest of `spans` by edits, with any punctuation beside it, then the earliest, then the shortest.
-
-    If there are no `spans`: of all spans of the passage.
-
-    Returns:
-        start_char, end_char
+    """[start_char, end_char) of the nearest of `spans` by edits, with any punctuation beside it, then the earliest, then the
+    shortest. If there are no `spans`: of all spans of the passage.
     """
     if not spans:
         distance, starts = edit_table(text, units.text, units.starts)
@@ -153,8 +149,7 @@ def edit_table(text: str, passage: str, starts: list[int]) -> tuple[list[int], l
 
     One integer, distance * scale + start, carries both, so that a minimum is the nearest, then the earliest.
     """
-    codes, text_codes = (np.frombuffer(string.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-                         for string in (passage, text))  # [C], [T]
+    codes, text_codes = np.array([*map(ord, passage)]), [*map(ord, text)]  # [C], [T]
     begin, scale = np.array(starts), len(codes) + 1
     insertions = scale * np.arange(len(codes) + 1)  # [C + 1]
     row = np.full(len(codes) + 1, scale * (len(codes) + len(text) + 2))  # [C + 1] further than any span

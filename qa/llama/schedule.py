@@ -10,9 +10,8 @@ probable than the best one: it may never be needed. A prefix that nobody has sco
 its parent's probability, shared with its siblings. So several words are read in one pass, as with the drafts of greedy
 decoding.
 
-All this changes the order of the work only. Without `max_expansions` the answers are those of `best_first` (tested).
-
-There is no model in this file. Used by: extract.py.
+All this changes the order of the work only. Without `max_expansions` the answers are those of `best_first` (tested). There is
+no model in this file. Used by: extract.py.
 """
 
 from __future__ import annotations

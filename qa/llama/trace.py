@@ -34,7 +34,8 @@ def trace_search(model, template: PromptTemplate, prompt: Prompt, max_answer_len
     best, steps, left_open = best_first(trie, prefix_log_probs(model, template, prompt), num_best)
     rows = [(node, log_prob, "no candidate" if answer is None else f"{answer:.3f}") for node, log_prob, answer in steps[1:]]
     rows += [(node, log_prob, "never run") for log_prob, node in left_open]
-    texts = [_shown(template.tokenizer.decode(trie.prefix(node))) for node, _, _ in rows]
+    texts = [template.tokenizer.decode(trie.prefix(node)) for node, _, _ in rows]
+    texts = [f'"{text}"' if len(text) <= WIDEST else f'..."{text[-WIDEST:]}"' for text in texts]
     width = max(map(len, ("prefix", *texts)))
     lines = [f"{'prefix':<{width}}    log P  as the whole answer"]
     lines += [f"{text:<{width}}  {log_prob:7.3f}  {words:>12}" for text, (_, log_prob, words) in zip(texts, rows, strict=True)]
@@ -44,7 +45,3 @@ def trace_search(model, template: PromptTemplate, prompt: Prompt, max_answer_len
         lines.append(f"answer {number}: {prompt.piece.text[start:end]!r}, log P {step.answer_log_prob:.3f}")
     return [*lines, "proof: a further token never raises log P, and no prefix that was never run is above "
             f"{left_open[0][0]:.3f}" if left_open else "proof: every prefix was run"]
-
-
-def _shown(text: str) -> str:
-    return f'"{text}"' if len(text) <= WIDEST else f'..."{text[-WIDEST:]}"'

@@ -16,6 +16,7 @@ Used by: candidates.py, grounding.py.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 
@@ -57,9 +58,9 @@ class Units:
         self.starts = [start for start, _ in spans]  # [U]
         self.ends = [end for _, end in spans]  # [U] exclusive
         self._starts, self._ends = set(self.starts), set(self.ends)
-        firsts = [unit for unit, (start, _) in enumerate(spans) if unit == 0 or start > spans[unit - 1][1]]
-        self.words = list(zip(firsts, [*firsts, len(spans)][1:], strict=True))  # units [first, stop) of each word
-        self.word_of = [word for word, (first, stop) in enumerate(self.words) for _ in range(first, stop)]  # [U]
+        self.word_starts = [unit for unit, (start, _) in enumerate(spans) if unit == 0 or start > spans[unit - 1][1]]
+        words = itertools.pairwise([*self.word_starts, len(spans)])
+        self.word_stops = [stop for first, stop in words for _ in range(first, stop)]  # [U] where the next word begins
 
     def __len__(self) -> int:
         return len(self.starts)

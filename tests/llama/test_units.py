@@ -21,12 +21,12 @@ def test_a_text_cut_by_hand():
     assert strings(TEXT, LARGE_UNITS) == ["It", "'", "s", "1889ish", ":", "a_b", ",", "x²", "2nd", "."]
     assert small.starts[:5] == [0, 2, 3, 5, 9] and small.ends[:5] == [2, 3, 4, 9, 12]
     assert small.string(0, 3) == "It's 1889"
-    assert small.words == [(0, 3), (3, 6), (6, 10), (10, 11), (11, 14)]
-    assert large.words == [(0, 3), (3, 5), (5, 7), (7, 8), (8, 10)] and large.word_of == [0, 0, 0, 1, 1, 2, 2, 3, 4, 4]
+    assert small.word_starts == [0, 3, 6, 10, 11] and large.word_starts == [0, 3, 5, 7, 8]
+    assert large.word_stops == [3, 3, 3, 5, 5, 7, 7, 8, 10, 10]
 
 
 def test_a_text_without_units_has_no_words():
-    assert Units(" \n", SMALL_UNITS).words == Units("", LARGE_UNITS).word_of == []
+    assert Units(" \n", SMALL_UNITS).word_starts == Units("", LARGE_UNITS).word_stops == []
 
 
 @pytest.mark.parametrize("pattern, classes", [(SMALL_UNITS, r"[^\W\d_]+|\d+|[^\w\s]|_"), (LARGE_UNITS, r"\w+|[^\w\s]")])
