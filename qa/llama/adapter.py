@@ -13,7 +13,7 @@ config's fields are those of peft 0.21, `peft/tuners/lora/config.py`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -67,7 +67,7 @@ class Adapter:
     spec: LoraSpec
     base_name: str | None  # as the config has it: a hub id or a folder
     base_fingerprint: dict[str, str] | None  # None in a folder that peft wrote
-    extra: dict = field(default_factory=dict)
+    extra: dict  # of an older run: its prompt
 
 
 def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base_name: str,
@@ -97,8 +97,7 @@ def read_adapter(folder: Path) -> Adapter:
     for name, value in config.items():
         known = name in NEUTRAL_FIELDS or name in SPEC_FIELDS or value in HARMLESS_VALUES.get(name, ())
         if not known and value not in (None, False, [], {}, ""):
-            raise UserError(f"{path}: {name} is {value!r}, which is more than plain LoRA and not supported; merge the adapter "
-                            "into its base with peft, and give the merged model")
+            raise UserError(f"{path}: {name} is {value!r}, more than plain LoRA; merge it with peft, and give the merged model")
     own = _read_object(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
     fingerprint, extra = own.get("base_fingerprint"), own.get("extra", {})
     is_whole = isinstance(fingerprint, dict) and set(fingerprint) == {"dtype", "bytes", "signs"} and isinstance(extra, dict)
@@ -115,8 +114,7 @@ def _read_spec(config: dict, path: Path) -> LoraSpec:
         if value is None and name not in REQUIRED_FIELDS:
             continue  # LoraSpec's default is peft's
         if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
-            raise UserError(f"{path}: {name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}, "
-                            "as peft writes it")
+            raise UserError(f"{path}: {name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}")
         fields[spec_name] = tuple(value) if isinstance(value, list) else value
     blocks = fields.pop("blocks", None)
     return LoraSpec(**fields, blocks=(blocks,) if isinstance(blocks, int) else blocks or None)
@@ -132,13 +130,12 @@ def _read_object(path: Path) -> dict:
 def load_adapter(model: nn.Module, adapter: Adapter, base_name: str | None = None) -> list[str]:
     """Inject the adapter into its base model and fill it. Returns warnings, at most one line each.
 
-    Raises UserError if the base's weights are not those that the adapter was trained on (where our own file says which they
-    were), if a key is unmatched or missing, if a shape does not fit, or if nothing is targeted.
+    Raises UserError if the adapter's tensors do not fit, or if our own file says that it was trained on other base weights.
     """
     folder, trained_on, warnings = adapter.folder, adapter.base_name, []
     if adapter.base_fingerprint and not is_same_base(adapter.base_fingerprint, base_fingerprint(model)):
         raise UserError(f"{folder} was trained on the base {trained_on!r}, whose weights differ from those of "
-                        f"{base_name or 'this model'} (by their fingerprints); give the base that it was trained on")
+                        f"{base_name or 'this model'}; give the base that it was trained on")
     if base_name and trained_on and base_name != trained_on:
         note = "the weights are the same" if adapter.base_fingerprint else "the answers may be wrong"
         warnings.append(f"{folder} was trained on the base {trained_on!r}, not on {base_name!r}; {note}")

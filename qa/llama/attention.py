@@ -64,13 +64,9 @@ class Layout:
 
 
 def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """Which keys a query may see. The queries are the last n of the C keys; the earlier keys come from a cache.
+    """Which keys a query may see; [B, 1, n, C] bool. The queries are the last n of the C keys; earlier keys come from a cache.
 
-    Args:
-        query_segments: [B, n]; key_segments: [B, C]. 0 is seen by all later ones of the row, -1 by none but -1.
-
-    Returns:
-        [B, 1, n, C] bool
+    query_segments: [B, n]; key_segments: [B, C]. 0 is seen by all later ones of the row, -1 by none but -1.
     """
     num_queries, num_keys = query_segments.shape[1], key_segments.shape[1]
     index = torch.arange(num_keys, device=key_segments.device)
@@ -90,8 +86,7 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
         key, value: [1, kv, T, d], or [B, kv, C, d] from a cache.
         attention_mask: [B, 1, n, C], as `visible` makes it.
 
-    Returns:
-        [1, T, h, d], and None for the attention weights, which nobody asks for.
+    Returns [1, T, h, d], and None for the attention weights, which nobody asks for.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)

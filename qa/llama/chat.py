@@ -69,9 +69,8 @@ def _render(tokenizer, messages: list[dict], date: str, begin_answer: bool) -> s
     joined = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
     for variant in (messages, joined):  # some templates refuse a system message (Gemma's), others leave it out
         try:
-            rendered = tokenizer.apply_chat_template(
-                variant, chat_template=fixed_date + tokenizer.get_chat_template(), tokenize=False,
-                add_generation_prompt=begin_answer, date_string=date)
+            rendered = tokenizer.apply_chat_template(variant, chat_template=fixed_date + tokenizer.get_chat_template(),
+                                                     tokenize=False, add_generation_prompt=begin_answer, date_string=date)
             damage = _damage(rendered, messages)
         except Exception as error:  # jinja2's TemplateError, or whatever a template stumbles over
             damage = f"fails ({error})"

@@ -3,9 +3,8 @@
 `plain_answer_loss` is the definition: the library's model reads one question at a time. `AnswerLoss` trains: it reads the
 packed rows of packing.py, each passage once. Both give the same loss and gradient (tests/llama/test_packing.py).
 
-One step of the way cannot be seen here. `AnswerLoss` gives LlamaModel an argument that it does not know, `layout`. transformers
-hands such arguments on, through LlamaModel, its layers and LlamaAttention, to the attention function that
-`use_packed_attention` has chosen: `packed_attention` in attention.py.
+One step cannot be seen here: `AnswerLoss` gives LlamaModel an argument that it does not know, `layout`, and transformers hands
+it on to `packed_attention` in attention.py.
 
 Used by: train_llama.py.
 """

@@ -41,14 +41,12 @@ from qa.llama.wording import INSTRUCTION, REFUSAL, REFUSAL_INSTRUCTION, ask, one
 class PromptTemplate:
     """How a question is put to one model. Equal `settings` and tokenizers give equal ids.
 
-    Args:
-        kind: "plain" or "engineered".
-        is_v2: the data has unanswerable questions; their answer is `refusal`.
-        demonstrations, instruction, date: of the engineered prompt.
+    kind: "plain" or "engineered"; only the engineered prompt shows demonstrations, instruction and date.
+    is_v2: the data has unanswerable questions; their answer is `refusal`.
     """
 
-    def __init__(self, tokenizer, kind: str = "plain", is_v2: bool = False,
-                 demonstrations: Sequence[Demonstration] = (), instruction: str = "", date: str = DATE):
+    def __init__(self, tokenizer, kind: str = "plain", is_v2: bool = False, demonstrations: Sequence[Demonstration] = (),
+                 instruction: str = "", date: str = DATE):
         assert kind in ("plain", "engineered"), kind
         if kind == "plain" and demonstrations:
             raise UserError("--shots: the plain prompt has no demonstrations; use --prompt engineered")
@@ -64,13 +62,11 @@ class PromptTemplate:
                 raise UserError(f"--shots: the demonstration {shown.question!r} has the text of a special token of the "
                                 "model in it, which would end a turn; draw others with another --data-seed")
 
-        frame, bos_ids = PLAIN_FRAME, _bos_ids(tokenizer)
-        if kind == "engineered":
-            frame = chat_frame(tokenizer, self.instruction, self.demonstrations, date)
-            bos_ids = [] if tokenizer.chat_template else bos_ids  # a chat template writes BOS itself
-        self._frame = frame
-        self.instruction_ids: list[int] = bos_ids + self._encode(frame.before_passage, is_first=True)
-        self.end_token_id, self.end_token_ids, self.closing_token_ids = find_end_tokens(tokenizer, frame.after_answer)
+        is_plain = kind == "plain"
+        self._frame = PLAIN_FRAME if is_plain else chat_frame(tokenizer, self.instruction, self.demonstrations, date)
+        bos_ids = _bos_ids(tokenizer) if is_plain or not tokenizer.chat_template else []  # a chat template writes BOS itself
+        self.instruction_ids: list[int] = bos_ids + self._encode(self._frame.before_passage, is_first=True)
+        self.end_token_id, self.end_token_ids, self.closing_token_ids = find_end_tokens(tokenizer, self._frame.after_answer)
 
     def settings(self) -> dict:
         """All that decides on the ids, beside the tokenizer; JSON."""
