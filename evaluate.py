@@ -41,8 +41,6 @@ def main() -> None:
     options, typed = parse(EvaluateOptions, __doc__)
     if bool(options.ckpt) == bool(options.predictions):
         raise UserError("give either --ckpt (a model) or --predictions (a file of answers), and --data")
-    if options.na_probs and not options.predictions:
-        raise UserError("--na-probs: belongs to --predictions; a model computes its own no-answer scores")
     runtime = distributed.start()
     say = print if runtime.is_main else lambda *_, **__: None
 

@@ -132,7 +132,7 @@ class EvaluateOptions:
     # what is scored
     ckpt: str | None = option(None, "the model: a run, or what --model of the train scripts takes, or an adapter", free=True)
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
-    na_probs: str | None = option(None, "v2.0: a file of no-answer scores, {id: number}", free=True, only="predictions")
+    na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
     data: str = option("squad", DATA_HELP, free=True)
     out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the checkpoint's "
                              "folder, or in runs/ if the model has no folder of yours)", free=True)

@@ -60,9 +60,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
                 is_v2: bool = False) -> tuple[BertReader | LlamaReader, list[str]]:
     """The model that `options.ckpt` names, as a reader, and lines to tell the user.
 
-    Args:
-        typed: the names of the options that the user typed.
-        is_v2: the data has questions without an answer, so a prompt that the user typed must allow a refusal.
+    If `is_v2`, the data has questions without an answer, so a prompt that the user typed must allow a refusal.
     """
     path = weights.locate(options.ckpt, "--ckpt")
     kind, family = weights.family(path), weights.reader_family(path)

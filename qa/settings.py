@@ -48,8 +48,7 @@ DEFAULTS = {
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
     """The settings of an evaluation, and the source of each: "typed", "checkpoint" or "default".
 
-    Args:
-        typed_values, saved: name -> value. Names of other things, and values that are None, are ignored.
+    In `typed_values` and `saved`, names of other things, and values that are None, are ignored.
     """
     values = dataclasses.asdict(DEFAULTS[family])
     sources = dict.fromkeys(values, "default")
@@ -60,13 +59,8 @@ def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) ->
     return ReadSettings(**values), sources
 
 
-def save_settings(settings: ReadSettings, step: int) -> dict[str, Any]:
-    """The contents of qa.json. `step`: that of the weights beside it."""
-    return {**dataclasses.asdict(settings), "step": step}
-
-
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The contents of qa.json; {} for a folder that is not ours."""
+    """The contents of qa.json: settings, and the `step` of the weights beside it; {} for a folder that is not ours."""
     path = folder / FILE
     if not path.is_file():
         return {}

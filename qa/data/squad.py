@@ -112,8 +112,7 @@ def counted(number: int, noun: str) -> str:
 def load_squad(source: str, split: str = "train") -> SquadData:
     """Load a data set by its name or path; `split` is "train" or "dev", and ignored for a file.
 
-    Raises:
-        UserError: no such file or no hub, not JSON, JSON of another shape, or no question at all.
+    No such file, no hub, not JSON, JSON of another shape, or no question at all is a UserError.
     """
     assert split in ("train", "dev"), split
     if source in DEMO_NAMES:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json
-from qa.settings import FILE, ReadSettings, read_settings, save_settings
+from qa.settings import FILE, ReadSettings, read_settings
 from qa.training.distributed import Runtime, barrier
 
 
@@ -53,7 +53,7 @@ class Product:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             self.write(temporary)
-            write_json(temporary / FILE, save_settings(replace(self.settings, na_threshold=na_threshold), step))
+            write_json(temporary / FILE, {**asdict(self.settings), "na_threshold": na_threshold, "step": step})
             (temporary / "README.md").write_text(self.card(step, na_threshold, metrics), encoding="utf-8", errors="replace")
             seal(temporary, step, run=self._run())
             replace_folder(temporary, self.folder)
