@@ -109,7 +109,7 @@ def compare_exact(model, template: PromptTemplate, prompts: Sequence[Prompt], ar
         exact_times.append(seconds)
         print(f"round {number}: greedy {greedy_times[-1]:.1f} s ({greedy_counts}), exact {exact_times[-1]:.1f} s ({count()}), "
               f"{exact_times[-1] / greedy_times[-1]:.2f} times", flush=True)
-    print(*describe_work([extraction.work for extraction in join_pieces(found)]), sep="\n")
+    print(describe_work(join_pieces(found)))
     print(f"exact decoding: {len(prompts) / min(exact_times):.2f} questions/s, "
           f"{min(exact_times) / min(greedy_times):.2f} times the time of greedy decoding "
           "(demanded on a LoRA model: 2, aim: 1.5; aim on a plain one: 5)")

@@ -18,7 +18,6 @@ Used by: extract.py, trace.py.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 from collections.abc import Iterable
 
@@ -107,7 +106,8 @@ def _stops(template: PromptTemplate, units: Units, max_tokens: int) -> list[int]
     if _own_letters(template, ["".join(parts)]) != [whole]:
         return [len(units)] * len(units)
     before = {text[i:] for text in _own_letters(template, [" ", *set(spaces.values())]) for i in range(len(text) + 1)}
-    vocabulary, most = _vocabulary(template.tokenizer)
+    vocabulary = template.tokenizer.get_vocab()
+    most = max(map(len, vocabulary))
 
     def longest(start: int, space: str = "") -> int:
         """Where the longest token ends that is found at `start`, with `space` written before it."""
@@ -127,10 +127,3 @@ def _stops(template: PromptTemplate, units: Units, max_tokens: int) -> list[int]
 def _own_letters(template: PromptTemplate, texts: list[str]) -> list[str]:
     encoded = template.encode_within_answer(texts, begin=False)
     return ["".join(template.tokenizer.convert_ids_to_tokens(ids)) for ids in encoded]
-
-
-@functools.lru_cache(maxsize=2)
-def _vocabulary(tokenizer) -> tuple[frozenset[str], int]:
-    """All tokens, and the length of the longest."""
-    tokens = frozenset(tokenizer.get_vocab())
-    return tokens, max(map(len, tokens))

@@ -17,11 +17,7 @@ MOST = 4  # tokens of a draft: as many as SQuAD's answers have, on average
 
 
 def make_draft(passage: list[int], answer: list[int], room: int) -> list[int]:
-    """The tokens that follow the answer so far in the passage, at its first place there; none if it has no place there.
-
-    Args:
-        room: tokens at most; and never more than MOST.
-    """
+    """At most `room` tokens: those after the first place in the passage of the answer so far; none if it has no such place."""
     size = min(MOST, room)
     for end in range(len(answer), len(passage)):
         if passage[end - 1] == answer[-1] and passage[end - len(answer) : end] == answer:
@@ -30,11 +26,7 @@ def make_draft(passage: list[int], answer: list[int], room: int) -> list[int]:
 
 
 def accept(draft: list[int], choices: list[int]) -> int:
-    """How many tokens of the draft are right: they equal the model's choices, from the first one on.
-
-    Args:
-        choices: what the model takes before draft[0], then after each token of the draft; one more than the draft has.
-    """
+    """How many of the draft's first tokens are right. choices[i]: what the model takes where the draft has draft[i]."""
     num_right = 0
     while num_right < len(draft) and draft[num_right] == choices[num_right]:
         num_right += 1

@@ -125,10 +125,8 @@ def split_passage(template: PromptTemplate, text: str, max_tokens: int, overlap:
     while not pieces or pieces[-1].end_char < len(text):
         start_char = starts[first] if pieces else 0
         last = min(first + max_tokens, len(ends)) - 1
-        ids = template.passage_ids(text[start_char : ends[last]])
-        while last > first and len(ids) > max_tokens:  # without the text before its first word, a piece may take a token more
-            last -= 1
-            ids = template.passage_ids(text[start_char : ends[last]])
+        while len(ids := template.passage_ids(text[start_char : ends[last]])) > max_tokens and last > first:
+            last -= 1  # a piece may take a token more than the same text within the passage
         pieces.append(Piece(ids, text[start_char : ends[last]], start_char))
         first = max(last + 1 - overlap, first + 1)
     return pieces

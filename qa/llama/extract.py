@@ -14,7 +14,7 @@ Input: prompts from encode.py. Used by: llama/reader.py (--decode exact).
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -35,35 +35,30 @@ from qa.llama.search import Extraction
 
 @torch.inference_mode()
 def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
-            num_best: int = 1, max_expansions: int = 0) -> list[Extraction]:
-    """Find the most probable spans for every prompt; they come in the prompts' order.
+            num_best: int = 1, max_expansions: float = math.inf) -> list[Extraction]:
+    """Find the most probable spans for every prompt, in order.
 
     Args:
         max_answer_length: tokens of a span at most, the end token included.
-        micro_tokens: tokens read at a time, padding included; bounds the memory: tokens of a pass, logits, and (unless one row
-            is longer) the cache.
-        max_expansions: a search that has run so many prefixes ends without proof, once it has found a span; 0: no limit.
+        micro_tokens: bounds the memory: tokens of a pass, padding included, logits, and (unless one row is longer) the cache.
+        max_expansions: a search that has run so many prefixes ends without proof, once it has found a span.
     """
-    chunk = _logit_rows(model, micro_tokens)
+    # So many rows of logits take no more memory than the hidden states of a batch that is read.
+    chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
     found: dict[Prompt, Extraction] = {}
     for reading in read(model, template, prompts, micro_tokens):
         refusals = refusal_log_probs(model, reading, template, chunk)
         pieces = {prompt.piece for prompt in reading.prompts}
         tries = {piece: make_trie_fast(template, piece.text, max_answer_length) for piece in pieces}
         searches = [Search(prompt, tries[prompt.piece], num_best, max_expansions) for prompt in reading.prompts]
-        run_searches(model, reading, template, searches, micro_tokens, chunk)
+        _run_searches(model, reading, template, searches, micro_tokens, chunk)
         for search, refusal in zip(searches, refusals, strict=True):
             found[search.prompt] = search.result(refusal)
     return [found[prompt] for prompt in prompts]
 
 
-def _logit_rows(model, micro_tokens: int) -> int:
-    """So many rows of logits take no more memory than the hidden states of a batch that is read."""
-    return max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
-
-
-def run_searches(model, reading: Reading, template: PromptTemplate, searches: Sequence[Search], micro_tokens: int,
-                 chunk: int) -> None:
+def _run_searches(model, reading: Reading, template: PromptTemplate, searches: list[Search], micro_tokens: int,
+                  chunk: int) -> None:
     """Run the searches of a batch to their ends, together. The reading's cache is used up. chunk: rows of logits at a time."""
     _expand(model, template, reading.hidden, [(search, ROOT) for search in searches], chunk)
     cache, begin, rows = reading.cache, reading.cache.length, reading.rows.tolist()
@@ -118,6 +113,6 @@ def _expand(model, template: PromptTemplate, hidden: Tensor, nodes: list[tuple[S
     before = torch.tensor([t for t, tokens in enumerate(children) for _ in tokens], dtype=torch.int64, device=hidden.device)
     tokens = torch.tensor([token for tokens in children for token in tokens], dtype=torch.int64, device=hidden.device)  # [N]
     log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, tokens, chunk)  # [N], [T]
-    log_probs = iter(log_probs.tolist())
-    for (search, node), tokens, end_log_prob in zip(nodes, children, end_log_probs.tolist(), strict=True):
-        search.expand(node, list(itertools.islice(log_probs, len(tokens))), end_log_prob)
+    shares = log_probs.cpu().split([len(tokens) for tokens in children])
+    for (search, node), share, end_log_prob in zip(nodes, shares, end_log_probs.tolist(), strict=True):
+        search.expand(node, share.tolist(), end_log_prob)

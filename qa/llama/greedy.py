@@ -11,9 +11,7 @@ its own question and its own answer so far:
     row 0        instruction  passage 0  q1  q2  q3   | 1 2 3  | 1 3    |       (question 2 has ended)
     row 1        instruction  passage 1  q1  q2       | 1 2 .  | 2 .    |
 
-Where a draft is right (drafts.py), a pass adds several tokens. Rows whose questions have all ended are dropped.
-
-extract.py finds the span of the passage with the highest log P. Input: prompts from encode.py. Used by: llama/reader.py.
+Where a draft is right (drafts.py), a pass adds several tokens. Input: prompts from encode.py. Used by: llama/reader.py.
 """
 
 from __future__ import annotations
@@ -69,12 +67,7 @@ class Generation:
 @torch.inference_mode()
 def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new_tokens: int,
              micro_tokens: int) -> list[Generation]:
-    """Answer every prompt greedily, many at a time; the answers come in the prompts' order.
-
-    Args:
-        max_new_tokens: tokens of an answer at most, the end token included.
-        micro_tokens: tokens read at a time, padding included; bounds the memory.
-    """
+    """Answer every prompt greedily, in order. An answer has at most `max_new_tokens` tokens, the end token included."""
     answers: dict[Prompt, Generation] = {}
     for reading in read(model, template, prompts, micro_tokens):
         refusals = refusal_log_probs(model, reading, template)
@@ -126,11 +119,9 @@ class Choice(NamedTuple):
 
 def _choices(logits: Tensor, template: PromptTemplate) -> list[Choice]:
     """[T, V] -> T choices."""
-    end_ids = torch.tensor(template.end_token_ids, device=logits.device)
     best, tokens = logits.max(dim=-1)
-    total = logits.logsumexp(dim=-1)
-    log_probs, end_log_probs = best - total, logits[:, end_ids].logsumexp(dim=-1) - total
-    return list(map(Choice, tokens.tolist(), log_probs.tolist(), end_log_probs.tolist()))
+    ends, total = logits[:, template.end_token_ids].logsumexp(dim=-1), logits.logsumexp(dim=-1)
+    return list(map(Choice, tokens.tolist(), (best - total).tolist(), (ends - total).tolist()))
 
 
 def _append(answer: Generation, choice: Choice, template: PromptTemplate) -> None:

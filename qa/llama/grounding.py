@@ -84,10 +84,9 @@ def ground(text: str, context: str) -> Grounded:
 def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
     """All spans (first unit, last unit) of solid units that have the best F1, in order; none if no token is in common."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
-    beginnings = {token[:end] for token in map(_fold, wanted) for end in range(len(token) + 1)}
     limit = n * n
     for first in range(len(solid)):
-        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, beginnings, limit):
+        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats
             if f1 > best_f1:
                 best_f1, best = f1, []
@@ -97,15 +96,18 @@ def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> li
     return best
 
 
-def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter, beginnings: set[str],
+def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter,
                      limit: int) -> Iterator[tuple[int, int, int]]:
     """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
     left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
+    longest = max(map(len, wanted), default=0) + 2  # a token may shrink by 2: "x–th" + "e" ends in an article
     while first < len(solid) and num_tokens <= limit:  # a word; of the first one, what is left of it
         stop = bisect.bisect_left(solid, units.words[units.word_of[solid[first]]][1])
         for last in range(first, stop):
             tokens = _tokens(units.string(solid[first], solid[last]))
-            if num_tokens == 0 and not _may_begin(tokens, wanted, beginnings) or num_tokens + len(tokens) > limit + 1:
+            if num_tokens == 0 and tokens and tokens[0] not in wanted and (len(tokens) > 1 or len(tokens[0]) > longest):
+                return  # the first token will not become a wanted one
+            if num_tokens + len(tokens) > limit + 1:
                 return  # a longer part has as many tokens or more, unless one of them becomes an article
             if not tokens or tokens[-1] in wanted:
                 more = sum(min(tokens.count(token), left.get(token, 0)) for token in set(tokens))
@@ -118,17 +120,6 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
                 left[token], num_common = left[token] - 1, num_common + 1
         num_tokens += len(tokens)
         first = stop
-
-
-def _may_begin(tokens: list[str], wanted: Counter, beginnings: set[str]) -> bool:
-    """Whether the first token of a part of a word is wanted, or may become so as the part grows."""
-    if len(tokens) == 1:  # it may grow, or shrink by 2: "x–th" + "e" ends in an article
-        return _fold(tokens[0][:-2]) in beginnings
-    return not tokens or tokens[0] in wanted  # after it came an article, so it is complete
-
-
-def _fold(token: str) -> str:
-    return token.replace("ς", "σ")  # lower() writes Σ as ς at the end, also of a part
 
 
 def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:

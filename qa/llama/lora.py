@@ -15,8 +15,8 @@
                |  +
             y [L, out]
 
-`model.py` gives the base model, `train_llama.py` calls `inject_lora` before it builds the optimizer,
-`targets.py` says which layers and how strong, `adapter.py` stores the result as a PEFT folder.
+`model.py` gives the base model, `train_llama.py` calls `inject_lora` before it builds the optimizer, `targets.py` says which
+layers and how strong, `adapter.py` stores the result as a PEFT folder.
 
 Letters: L tokens, in / out features of a linear layer, r rank.
 """
@@ -44,8 +44,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         assert type(base) is nn.Linear, f"LoRA over {type(base).__name__}: a packed or already wrapped layer"
         stored = torch.promote_types(base.weight.dtype, torch.float32)
-        self.base = base
-        self.scale = scale
+        self.base, self.scale = base, scale
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         # Built as peft builds them, on the CPU and in this order, so that one seed gives both the same A.
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)  # weight [r, in]
@@ -100,13 +99,8 @@ def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, so
     for name, base in targets.items():
         layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
         layer.train(base.training)
-        replace_layer(model, name, layer)
+        model.set_submodule(name, layer)
     return list(targets)
-
-
-def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -135,8 +129,7 @@ def lora_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 def load_lora_state_dict(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Copy tensors into the injected layers. Each key must have its layer, and each layer its keys."""
     places = lora_state_dict(model)
-    unmatched, missing = tensors.keys() - places.keys(), places.keys() - tensors.keys()
-    for problem, keys in (("unmatched", unmatched), ("missing", missing)):
+    for problem, keys in (("unmatched", tensors.keys() - places.keys()), ("missing", places.keys() - tensors.keys())):
         if keys:
             raise UserError(f"{source} does not fit the model: {len(keys)} {problem} keys, such as {min(keys)}; "
                             f"expected {len(places)} for these target layers; use the base that it was trained on")

@@ -2,8 +2,8 @@
 
 `qa/weights.py` has turned the value of --model into a path. `train_llama.py` and `qa/reader.py` load it here, and hand the
 model to `lora.py` or `adapter.py`. We refuse, in one line, all that is not the LLaMA that it claims to be: another family,
-missing or packed weights, a tokenizer that cannot say which characters a token means. Weights in a .gguf file are unpacked,
-because LoRA adds to ordinary nn.Linear layers.
+missing or packed weights, a tokenizer without offsets. Weights in a .gguf file are unpacked, because LoRA adds to ordinary
+nn.Linear layers.
 """
 
 from __future__ import annotations
@@ -12,30 +12,26 @@ import json
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GgufConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qa.errors import UserError
 from qa.files import make_readable
 from qa.llama.gguf import check_gguf, set_special_tokens
-from qa.llama.lora import lora_layers, merge, replace_layer, unmerge
+from qa.llama.lora import lora_layers, merge, unmerge
 from qa.weights import expect_family, load_tokenizer
 
 
 def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
 
-    Raises UserError, naming `path`, if this is no LLaMA, if its weights are not exactly those of one, or if
-    the tokenizer has no offsets.
+    Raises UserError, naming `path`, if this is no LLaMA, or its weights or tokenizer are not those of one.
     """
     if path.is_file():
         check_gguf(path)
-        folder, how = path.parent, {"gguf_file": path.name}
-        if hasattr(transformers, "GgufConfig"):  # before it, unpacking was all that transformers could do
-            how["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        folder, how = path.parent, {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         check_base_folder(path)
         folder, how = path, {"use_safetensors": True}
@@ -66,8 +62,7 @@ def context_length(model: LlamaForCausalLM, max_length: int | None) -> int:
     """Resolve `--max-length`: None is the model's context, at most 4,096 tokens, since few passages need more."""
     context = model.config.max_position_embeddings
     if max_length and max_length > context:
-        raise UserError(f"--max-length {max_length}: the model's context has {context} tokens; longer passages are read "
-                        "in pieces, so give at most that")
+        raise UserError(f"--max-length {max_length}: the model's context has {context} tokens; give at most that")
     return max_length or min(context, 4096)
 
 
@@ -92,11 +87,11 @@ def _forget_packing(model: LlamaForCausalLM) -> None:
 
 def _keep_norms_in_fp64(model: LlamaForCausalLM) -> None:
     """LlamaRMSNorm computes in fp32 whatever it is given; --precision fp64 is there to be exact."""
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, LlamaRMSNorm)}
-    for name, norm in norms.items():
-        exact = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
-        exact.weight = norm.weight
-        replace_layer(model, name, exact)
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, LlamaRMSNorm):
+            exact = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+            exact.weight = norm.weight
+            model.set_submodule(name, exact)
 
 
 def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -106,7 +101,7 @@ def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, f
     merge(model)
     try:
         for name, layer in layers.items():
-            replace_layer(model, name, layer.base)
+            model.set_submodule(name, layer.base)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         make_readable(folder)
@@ -114,6 +109,6 @@ def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, f
         raise UserError(f"--merge-into {folder}: cannot be written ({error.strerror})") from None
     finally:
         for name, layer in layers.items():
-            replace_layer(model, name, layer)
+            model.set_submodule(name, layer)
         if not was_merged:
             unmerge(model)

@@ -23,6 +23,7 @@ Input: prompts from encode.py. Used by: train_llama.py and loss.py; reading.py (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -51,22 +52,15 @@ def _num_own_tokens(prompt: Prompt) -> int:
     return len(prompt.question_ids) + max(len(prompt.answer_ids) - 1, 0)
 
 
-def _rows_of_passages(prompts: Sequence[Prompt]) -> list[Row]:
-    """One row for each passage, however long."""
-    rows: dict[Piece, Row] = {}
+def _make_rows(prompts: Sequence[Prompt], max_tokens: float = math.inf) -> list[Row]:
+    """For each passage the fewest rows of at most `max_tokens` tokens, or of one question, that hold its questions in order."""
+    rows: dict[Piece, list[Row]] = {}
     for prompt in prompts:
-        rows.setdefault(prompt.piece, Row(prompt.piece, [])).prompts.append(prompt)
-    return list(rows.values())
-
-
-def _cut(row: Row, max_tokens: int) -> list[Row]:
-    """The fewest rows of at most `max_tokens` tokens that hold its questions in order; a row has at least one question."""
-    rows = [Row(row.piece, [])]
-    for prompt in row.prompts:
-        if rows[-1].prompts and rows[-1].num_tokens() + _num_own_tokens(prompt) > max_tokens:
-            rows.append(Row(row.piece, []))
-        rows[-1].prompts.append(prompt)
-    return rows
+        same_passage = rows.setdefault(prompt.piece, [])
+        if not same_passage or same_passage[-1].num_tokens() + _num_own_tokens(prompt) > max_tokens:
+            same_passage.append(Row(prompt.piece, []))
+        same_passage[-1].prompts.append(prompt)
+    return [row for same_passage in rows.values() for row in same_passage]
 
 
 def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens: int) -> list[list[Row]]:
@@ -75,10 +69,8 @@ def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens:
     The questions of a passage share a row, or the fewest rows that hold them. Rows of like length come together, the longest
     micro-batch first: if memory runs out, it does so at once. `num_instruction`: tokens before the passage.
     """
-    rows = [row for whole in _rows_of_passages(prompts) for row in _cut(whole, micro_tokens - num_instruction)]
-    rows.sort(key=Row.num_tokens, reverse=True)
     batches: list[list[Row]] = []
-    for row in rows:
+    for row in sorted(_make_rows(prompts, micro_tokens - num_instruction), key=Row.num_tokens, reverse=True):
         if not batches or (num_instruction + batches[-1][0].num_tokens()) * (len(batches[-1]) + 1) > micro_tokens:
             batches.append([])
         batches[-1].append(row)
@@ -88,10 +80,9 @@ def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens:
 def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, micro_tokens: int) -> list[list[list[Row]]]:
     """Give a global batch to the ranks, passage by passage, so that they finish together; then cut as `micro_batches`.
 
-    Returns:
-        For every rank a list of micro-batches; empty for a rank with nothing to do.
+    Returns every rank's list of micro-batches; empty for a rank with nothing to do.
     """
-    rows = _rows_of_passages(prompts)
+    rows = _make_rows(prompts)
     lengths = np.array([num_instruction + row.num_tokens() for row in rows])
     no_cut = int(lengths.sum()) * len(rows)  # a bound so high that `deal` leaves each rank's share in one piece
     shares = deal(np.arange(len(rows)), lengths, num_ranks, no_cut)
@@ -122,10 +113,9 @@ def collate(rows: Sequence[Row], instruction_ids: list[int], instruction_is_cach
     instruction_is_cached: the instruction itself is left out, and positions begin after it.
     """
     row_numbers, ids, positions, segments, predicting = [], [], [], [], []
+    first_position = len(instruction_ids) if instruction_is_cached else 0
     for number, row in enumerate(rows):
-        shared = instruction_ids + row.piece.ids
-        first_position = len(instruction_ids) if instruction_is_cached else 0
-        begin = len(ids)
+        shared, begin = instruction_ids + row.piece.ids, len(ids)
         ids += shared[first_position:]
         positions += range(first_position, len(shared))
         segments += [0] * (len(shared) - first_position)

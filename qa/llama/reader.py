@@ -18,12 +18,12 @@ import torch
 from qa.data.squad import SquadData
 from qa.errors import UserError
 from qa.llama.candidates import describe_reachability
-from qa.llama.encode import Piece, Prompt, encode_passages
+from qa.llama.encode import Prompt, encode_passages
 from qa.llama.extract import extract
 from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
 from qa.llama.prompt import PromptTemplate
-from qa.llama.search import Extraction, Work, describe_work, join_pieces
+from qa.llama.search import Extraction, describe_work, join_pieces
 from qa.llama.trace import trace_search
 from qa.prediction import Answered, Candidate, Prediction
 from qa.settings import ReadSettings
@@ -49,33 +49,32 @@ class LlamaReader:
     def check(self, *data: SquadData | None) -> None:
         """Raise a UserError if a passage, a question and an answer do not fit: before training, not after an epoch."""
         for part in filter(None, data):
-            self._encode(self.template.for_data(self.settings.may_refuse(part)), part)
+            self._encode(part)
 
     @torch.inference_mode()
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`."""
-        settings, template = self.settings, self.template.for_data(self.settings.may_refuse(data))
-        prompts, notes = self._encode(template, data)
+        settings, is_exact = self.settings, self.settings.decode == "exact"
+        template, prompts, notes = self._encode(data)
         notes += _scored_demonstrations(template, data)
-        mine = _share(prompts, self.runtime)
-        decode = self._exact if settings.decode == "exact" else self._greedy
         was_training = self.model.training
         self.model.eval()
         with self.precision.autocast():
-            found, work = decode(template, mine)
+            found = self._decode(template, _share(prompts, data, self.runtime))
         self.model.train(was_training)
-        everything = {index: prediction for part in gather_objects(found, self.runtime) for index, prediction in part.items()}
-        if settings.decode == "exact":
-            notes += describe_work([one for part in gather_objects(work, self.runtime) for one in part])
+        mine = [(one, _extracted(one) if is_exact else _grounded(one, template.refusal)) for one in found]
+        everything = [pair for part in gather_objects(mine, self.runtime) for pair in part]
+        everything.sort(key=lambda pair: pair[0].prompt.example_index)
+        if is_exact:
+            notes.append(describe_work([extraction for extraction, _ in everything]))
             notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
-        predictions = [everything[index] for index in range(len(data.examples))]
-        return Answered(predictions, notes, {"prompt": template.settings()})
+        return Answered([prediction for _, prediction in everything], notes, {"prompt": template.settings()})
 
     @torch.inference_mode()
     def trace(self, data: SquadData, question_id: str) -> str:
         """The exact search for one question, as a table to print."""
-        template = self.template.for_data(self.settings.may_refuse(data))
-        prompts = [prompt for prompt in self._encode(template, data)[0] if prompt.id == question_id]
+        template, prompts, _ = self._encode(data)
+        prompts = [prompt for prompt in prompts if prompt.id == question_id]
         if not prompts:
             raise UserError(f"--trace {question_id}: no question of {data.source} has this id; expected one such as "
                             f"{data.examples[0].id}")
@@ -87,23 +86,20 @@ class LlamaReader:
                 lines += trace_search(self.model, template, prompt, self.settings.max_answer_length, self.settings.num_best)
         return "\n".join(lines)
 
-    def _encode(self, template: PromptTemplate, data: SquadData) -> tuple[list[Prompt], list[str]]:
-        settings = self.settings
-        return encode_passages(template, data.passages, settings.max_length, settings.overlap, settings.max_answer_length)
+    def _encode(self, data: SquadData) -> tuple[PromptTemplate, list[Prompt], list[str]]:
+        """The questions as prompts, the template that they are made with, and what was cut, to print."""
+        settings, template = self.settings, self.template.for_data(self.settings.may_refuse(data))
+        return template, *encode_passages(template, data.passages, settings.max_length, settings.overlap,
+                                          settings.max_answer_length)
 
-    def _greedy(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
-        """{index of the example: what was written, grounded}."""
-        generations = generate(self.model, template, prompts, self.settings.max_answer_length, self.micro_tokens)
-        return {generation.prompt.example_index: _grounded(generation, template.refusal)
-                for generation in best_pieces(generations, template.refusal)}, []
-
-    def _exact(self, template: PromptTemplate, prompts: list[Prompt]) -> tuple[dict[int, Prediction], list[Work]]:
-        """{index of the example: the best spans}, and what each search cost."""
+    def _decode(self, template: PromptTemplate, prompts: list[Prompt]) -> list[Generation] | list[Extraction]:
+        """What the decoder found for each example."""
         settings = self.settings
-        extractions = join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
-                                          settings.num_best, settings.max_expansions or 0))
-        found = {extraction.prompt.example_index: _extracted(extraction) for extraction in extractions}
-        return found, [extraction.work for extraction in extractions]
+        if settings.decode == "greedy":
+            generations = generate(self.model, template, prompts, settings.max_answer_length, self.micro_tokens)
+            return best_pieces(generations, template.refusal)
+        return join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
+                                   settings.num_best, settings.max_expansions or math.inf))
 
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
@@ -112,14 +108,11 @@ def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[st
     return [f"warning: {number} demonstration(s) are questions of the data that is scored"] if number else []
 
 
-def _share(prompts: list[Prompt], runtime: Runtime) -> list[Prompt]:
+def _share(prompts: list[Prompt], data: SquadData, runtime: Runtime) -> list[Prompt]:
     """This rank's prompts: every num_ranks-th passage, with all its pieces, since one rank must choose among the pieces."""
-    first_piece: dict[int, Piece] = {}  # of each example's passage
-    numbers: dict[Piece, int] = {}
-    for prompt in prompts:
-        piece = first_piece.setdefault(prompt.example_index, prompt.piece)
-        numbers.setdefault(piece, len(numbers))
-    return [prompt for prompt in prompts if numbers[first_piece[prompt.example_index]] % runtime.num_ranks == runtime.rank]
+    numbers: dict[str, int] = {}  # of each text
+    passages = [numbers.setdefault(passage.text, len(numbers)) for passage in data.passages for _ in passage.examples]
+    return [prompt for prompt in prompts if passages[prompt.example_index] % runtime.num_ranks == runtime.rank]
 
 
 def _extracted(extraction: Extraction) -> Prediction:

@@ -43,11 +43,7 @@ class Reading:
 
 
 def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_tokens: int) -> Iterator[Reading]:
-    """Read all prompts, one batch after another. Call it in inference mode.
-
-    Args:
-        micro_tokens: tokens read at a time, padding included; bounds the memory.
-    """
+    """Read all prompts, one batch after another, in inference mode. `micro_tokens`: tokens at a time, padding included."""
     use_packed_attention(model)
     instruction_ids = template.instruction_ids
     instruction = KVCache(1, len(instruction_ids), model.device)  # of one row; every batch copies it
@@ -106,41 +102,30 @@ def answer_log_probs(model, reading: Reading, template: PromptTemplate, answers:
 
     The cache is the same afterwards. `chunk`: rows of logits at a time; 0: all.
     """
-    device, num_questions = model.device, len(answers)
-    lengths = torch.tensor([len(ids) - 1 for ids in answers], device=device)  # [Q] without the end
-    fed = torch.tensor([id for ids in answers for id in ids[:-1]], device=device)  # [T]
-    steps = torch.tensor([step for ids in answers for step in range(len(ids) - 1)], device=device)  # [T]
-    rows, segments, positions = (values.repeat_interleave(lengths)
-                                 for values in (reading.rows, reading.segments, reading.positions))
-    hidden = forward_tokens(model, reading.cache, rows, fed, positions + steps, segments, keep=False)
+    tokens = [(q, step, id) for q, ids in enumerate(answers) for step, id in enumerate(ids[:-1])]  # without the ends
+    questions, steps, fed = torch.tensor(list(zip(*tokens, strict=True)), device=model.device)  # 3 of [T]
+    hidden = forward_tokens(model, reading.cache, reading.rows[questions], fed, reading.positions[questions] + steps,
+                            reading.segments[questions], keep=False)
     hidden = torch.cat([reading.hidden, hidden])  # [Q + T, H]
 
     # Each token is predicted by the one before it (rows Q ... Q + T - 1 of hidden), the first by the cue (rows 0 ... Q - 1).
-    cues = torch.arange(num_questions, device=device)  # [Q]
-    questions = cues.repeat_interleave(lengths)  # [T]
-    before = torch.where(steps == 0, questions, num_questions + torch.arange(len(fed), device=device) - 1)
-    last = torch.where(lengths == 0, cues, num_questions + lengths.cumsum(0) - 1)
+    cues, places = torch.arange(len(hidden), device=model.device).split([len(answers), len(fed)])  # [Q], [T]
+    before = torch.where(steps == 0, questions, places - 1)  # [T]
+    last = cues.scatter_reduce(0, questions, places, "amax")  # [Q] the last place of each answer, else its cue
     log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, fed, chunk or len(hidden))
     return end_log_probs[last].index_add(0, questions, log_probs).tolist()
 
 
 def chosen_log_probs(model, template: PromptTemplate, hidden: Tensor, before: Tensor, tokens: Tensor,
                      chunk: int) -> tuple[Tensor, Tensor]:
-    """The log-probabilities of a few tokens, without [T, V] numbers in memory at a time.
+    """log P of tokens [N], each after the token of hidden[before] ([T, H], [N]); and of the end after each of the T: [T].
 
-    Args:
-        hidden: [T, H].
-        before, tokens: [N] the token that may follow `hidden[before]`.
-        chunk: rows of logits at a time.
-
-    Returns:
-        log P(token | before) [N], log P(end | each of the T) [T].
+    The logits of `chunk` tokens at a time are in memory, not [T, V].
     """
-    end_ids = torch.tensor(template.end_token_ids, device=hidden.device)
     found, ends = at_least_fp32(hidden.new_zeros(len(tokens))), []
     for begin in range(0, len(hidden), chunk):
         log_probs = next_logits(model, hidden[begin : begin + chunk]).log_softmax(dim=-1)  # [chunk, V]
         here = (begin <= before) & (before < begin + chunk)  # [N]
         found[here] = log_probs[before[here] - begin, tokens[here]]
-        ends.append(log_probs[:, end_ids].logsumexp(dim=-1))
+        ends.append(log_probs[:, template.end_token_ids].logsumexp(dim=-1))
     return found, torch.cat(ends)

@@ -35,7 +35,7 @@ GUESS = math.log(0.5)  # of a continuation that has not been scored
 class Search:
     """The search for one question's best spans: which prefixes are open, and what has been found."""
 
-    def __init__(self, prompt: Prompt, trie: Trie, num_best: int, max_expansions: int):
+    def __init__(self, prompt: Prompt, trie: Trie, num_best: int, max_expansions: float):
         self.prompt, self.trie, self.num_best, self.max_expansions = prompt, trie, num_best, max_expansions
         self.open: list[tuple[float, int]] = []  # heap of (-log P, node): scored, not expanded
         self.best: list[tuple[float, int]] = []  # heap of (log P, -node): the best complete spans
@@ -56,14 +56,11 @@ class Search:
 
     @property
     def is_done(self) -> bool:
-        is_over = 0 < self.max_expansions <= self.num_expanded and self.best
-        return self.open_bound == -math.inf or bool(is_over)
+        return self.open_bound == -math.inf or (self.num_expanded >= self.max_expansions and len(self.best) > 0)
 
     def choose(self, room: int, at_least_one: bool) -> list[int]:
         """The nodes to feed, at most `room`, parents first: the most promising, and ancestors that the cache forgot."""
-        width = min(WIDTH << self.num_passes // 2, MOST_WIDTH)
-        if self.max_expansions:
-            width = min(width, max(self.max_expansions - self.num_expanded, 1))
+        width = min(WIDTH << self.num_passes // 2, MOST_WIDTH, max(self.max_expansions - self.num_expanded, 1))
         floor = max(self.threshold, self.open_bound - SLACK)
         guesses: list[tuple[float, int]] = []  # heap like `open`, of nodes whose parents are in this pass
         fed: dict[int, None] = {}

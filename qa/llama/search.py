@@ -21,9 +21,9 @@ the proof. Most prefixes are never run. An example, where a prefix's numbers are
     run "The tower"  0.40  0.36     now open: "1889" 0.40
     run "1889"       0.40  0.20     nothing is open: "The tower" is the best
 
-One question's way is: this file, candidates.py with units.py, and what puts the model in, trace.py (evaluate.py --trace). To
-answer many questions soon, extract.py runs many prefixes of many questions in one forward pass; skip it, and its schedule.py,
-candidates_fast.py, reading.py and cache.py, on first reading. Used by: extract.py, trace.py, llama/reader.py.
+For one question read this file, candidates.py with units.py, and trace.py, which puts the model in (evaluate.py --trace). Skip
+on first reading: extract.py, schedule.py, candidates_fast.py, reading.py and cache.py, which answer many questions at a time.
+Used by: extract.py, trace.py, llama/reader.py.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ import numpy as np
 
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Prompt, group_by_example
+
+COUNTS = ("num_expanded", "num_passes", "num_positions")  # of an Extraction
 
 
 class Step(NamedTuple):
@@ -80,34 +82,24 @@ class Span(NamedTuple):
     log_prob: float
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a question's search cost, in all pieces of its passage, and how far it came."""
-
-    num_expanded: int  # prefixes that were run
-    num_passes: int  # that it took part in
-    num_positions: int  # tokens fed after the cue
-    gap: float | None  # None: proven. Else the best candidate's log P is at most this much above that of the best span found
-
-
 @dataclass(eq=False)
 class Extraction:
-    """The most probable spans for one prompt (or, after `join_pieces`, one example)."""
+    """The most probable spans for one prompt (or, after `join_pieces`, one example), and what the search for them cost."""
 
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
     open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
-    num_expanded: int
-    num_passes: int
-    num_positions: int
+    num_expanded: int  # prefixes that were run
+    num_passes: int  # that it took part in
+    num_positions: int  # tokens fed after the cue
     refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
 
     @property
-    def work(self) -> Work:
+    def gap(self) -> float | None:
+        """None: proven. Else the best candidate's log P is at most this much above that of the best span found."""
         is_proven = self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
-        gap = None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
-        return Work(self.num_expanded, self.num_passes, self.num_positions, gap)
+        return None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
 
 
 def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
@@ -117,22 +109,17 @@ def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
         spans: dict[str, Span] = {}
         for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
             spans.setdefault(span.text, span)
-        counts = ("num_expanded", "num_passes", "num_positions")
-        totals = {name: sum(getattr(piece, name) for piece in pieces) for name in counts}
-        first = pieces[0]
-        joined.append(replace(first, spans=list(spans.values())[: first.num_best], refusal_log_prob=refusal,
-                              open_bound=max(piece.open_bound for piece in pieces), **totals))
+        joined.append(replace(pieces[0], spans=list(spans.values())[: pieces[0].num_best], refusal_log_prob=refusal,
+                              open_bound=max(piece.open_bound for piece in pieces),
+                              **{name: sum(getattr(piece, name) for piece in pieces) for name in COUNTS}))
     return joined
 
 
-def describe_work(work: Sequence[Work]) -> list[str]:
-    """Lines to print on the searches of all questions."""
-    if not work:
-        return []
-    expanded = np.array([one.num_expanded for one in work])
-    passes, positions = (np.mean([getattr(one, name) for one in work]) for name in ("num_passes", "num_positions"))
-    gaps = [one.gap for one in work if one.gap is not None]
+def describe_work(found: Sequence[Extraction]) -> str:
+    """A line to print on the searches of all questions."""
+    expanded, passes, positions = np.array([[getattr(one, name) for name in COUNTS] for one in found]).T
+    gaps = [one.gap for one in found if one.gap is not None]
     median, most = np.quantile(expanded, (0.5, 0.9), method="inverted_cdf")
-    proof = f"{len(gaps)} of {len(work)} not proven, the largest gap in log P being {max(gaps):.2f}" if gaps else "all proven"
-    return [f"exact search, per question: {passes:.1f} forward passes with {positions:.1f} tokens in all; prefixes expanded: "
-            f"median {median}, 90% {most}, at most {expanded.max()}; {proof}"]
+    proof = f"{len(gaps)} of {len(found)} not proven, the largest gap in log P being {max(gaps):.2f}" if gaps else "all proven"
+    return (f"exact search, per question: {passes.mean():.1f} forward passes with {positions.mean():.1f} tokens in all; "
+            f"prefixes expanded: median {median}, 90% {most}, at most {expanded.max()}; {proof}")

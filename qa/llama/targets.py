@@ -1,9 +1,8 @@
 """Which layers of a LLaMA get LoRA, and how strong it is in each.
 
-`train_llama.py` builds a `LoraSpec` from its flags, `adapter.py` reads one from adapter_config.json;
-`lora.py` injects what `find_targets` finds. What a target names and what a rank pattern matches follows
-peft 0.21 (`peft/tuners/tuners_utils.py: check_target_module_exists`, `peft/utils/other.py:
-get_pattern_key`), so that one folder means the same in both.
+`train_llama.py` builds a `LoraSpec` from its flags, `adapter.py` reads one from adapter_config.json; `lora.py` injects what
+`find_targets` finds. What a target names and what a rank pattern matches follows peft 0.21, so that one folder means the same
+in both (`peft/tuners/tuners_utils.py: check_target_module_exists`, `peft/utils/other.py: get_pattern_key`).
 
 A path is a module's name within the model, "model.layers.7.self_attn.q_proj".
 """
@@ -23,8 +22,8 @@ from qa.errors import UserError
 class LoraSpec:
     """Everything that decides the function of an adapter, apart from its tensors.
 
-    targets, exclude: a tuple of layer names ("q_proj" is every layer whose path ends in ".q_proj"); or a
-        string, a regular expression for the whole path. targets may be "all-linear": all but the output head.
+    targets, exclude: a tuple of layer names ("q_proj" is every layer whose path ends in ".q_proj"); or a string, a regular
+        expression for the whole path. targets may be "all-linear": all but the output head.
     blocks: only in the blocks with these numbers; None is all.
     rank_pattern, alpha_pattern: {regular expression for a path's end: rank or alpha there}; the first wins.
     """
@@ -52,8 +51,7 @@ class LoraSpec:
             try:
                 re.compile(pattern if isinstance(pattern, str) else "")
             except re.error as error:
-                raise UserError(f"{pattern!r}, a layer pattern of the adapter, is no regular expression ({error}); correct its "
-                                "adapter_config.json") from None
+                raise UserError(f"adapter_config.json: {pattern!r} is no regular expression ({error}); correct it") from None
 
     def describe(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
@@ -68,11 +66,8 @@ class LoraSpec:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def _first_match(pattern: dict, name: str, default):
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
+def _first_match(patterns: dict, name: str, default):
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), default)
 
 
 def targets_from_flag(text: str) -> tuple[str, ...] | str:
@@ -87,14 +82,13 @@ def find_targets(model: nn.Module, spec: LoraSpec, every_name: bool, source: str
     """{path: layer} of the layers that `spec` names, in the model's order.
 
     every_name: each listed name must match a layer; else a misspelt one among good ones is left out in silence.
-
     Raises UserError, which names the flag or file `source`, if there is no such layer, or one that is not linear, or a
     language-model head whose weight is the embedding table (adding to it would change the embeddings as well).
     """
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     linears = {name: m for name, m in modules.items() if type(m) is nn.Linear and m is not head}
     hint = "name some of " + ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears))
-    if isinstance(spec.targets, str) and spec.targets.lower() == "all-linear":
+    if str(spec.targets).lower() == "all-linear":
         named = linears
     else:
         named = {name: m for name, m in modules.items() if name and _matches(spec.targets, name)}
@@ -120,7 +114,5 @@ def _matches(pattern: tuple[str, ...] | str, name: str) -> bool:
 
 def _in_blocks(spec: LoraSpec, name: str) -> bool:
     """Whether the path's first number, 7 in model.layers.7.mlp.up_proj, is one of `spec.blocks`."""
-    if spec.blocks is None:
-        return True
     number = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-    return number is not None and int(number[1]) in spec.blocks
+    return spec.blocks is None or number is not None and int(number[1]) in spec.blocks

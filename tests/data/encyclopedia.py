@@ -77,7 +77,7 @@ def encyclopedia(split: str, v2: bool = False, seed: int = 0) -> dict:
     assert split in NAMES, split
     # Seeded with a string, `Random` takes its SHA-512: the same in every process, unlike hash().
     words = Words(split, random.Random(f"encyclopedia {split} {seed}"))
-    # A stream of its own, so that v2.0's extra questions leave the draws of v1.1 as they are.
+    # Other random numbers for the extra questions of v2.0, so that v1.1's questions are the same in both.
     doubts = Words(split, random.Random(f"unanswerable {split} {seed}"))
     lands = [start + end for start in NAMES[split]["land"] for end in _DATA["land_ends"]]
     kinds = KINDS * ARTICLES_PER_KIND[split]
@@ -94,7 +94,7 @@ def encyclopedia(split: str, v2: bool = False, seed: int = 0) -> dict:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What one split can say, and the random numbers that choose from it."""
+    """The words of one split, and the random numbers that choose from them."""
 
     split: str
     rng: random.Random
@@ -108,7 +108,7 @@ class Words:
         return self.rng.choice(phrasings[self.split])
 
     def pair(self, type: str, taken: list[str]) -> list[str]:
-        """Two new values, the earlier first; neither is a part of the other or of anything in `taken`."""
+        """Two new values, of times the earlier first. Neither is a part of the other, or of anything in `taken`."""
         while True:
             two = self._pair(type)
             if not any(one in other or other in one for one, other in [two, *product(two, taken)]):
@@ -131,7 +131,7 @@ class Words:
 
 
 def write_article(words: Words, doubts: Words, kind: Kind, land: str, v2: bool) -> list[dict]:
-    """The paragraphs of an article, each about two subjects of its own."""
+    """The paragraphs of an article. Each is about two other subjects."""
     paragraphs, subjects_so_far = [], [land]
     for _ in range(PASSAGES_PER_ARTICLE):
         subjects = words.pair(kind.subject, subjects_so_far)
@@ -139,12 +139,12 @@ def write_article(words: Words, doubts: Words, kind: Kind, land: str, v2: bool) 
         values = draw_values(words, kind, subjects, subjects_so_far)
         plan = choose_facts(words, kind, subjects)
         context = write_passage(words, kind, land, plan, values)
-        told = [(subject, fact) for sentence in plan for subject, facts in sentence.items() for fact in facts]
-        qas = answerable(words, told, values, context)
+        given = [(subject, fact) for sentence in plan for subject, facts in sentence.items() for fact in facts]
+        qas = answerable(words, given, values, context)
         if v2:
             stranger = doubts.pair(kind.subject, [context, *subjects])[0]
-            untold = [pair for pair in values if pair not in told] + [(stranger, doubts.rng.choice(kind.facts))]
-            qas = [qa | {"is_impossible": False} for qa in qas] + unanswerable(doubts, untold)
+            not_given = [pair for pair in values if pair not in given] + [(stranger, doubts.rng.choice(kind.facts))]
+            qas = [qa | {"is_impossible": False} for qa in qas] + unanswerable(doubts, not_given)
         paragraphs.append({"context": context, "qas": qas})
     return paragraphs
 
@@ -155,7 +155,7 @@ def pairs_of_facts(kind: Kind) -> list[tuple[Fact, Fact]]:
 
 
 def draw_values(words: Words, kind: Kind, subjects: list[str], taken: list[str]) -> Values:
-    """The value of every fact of both subjects, told or not; none is a part of another or of `taken`."""
+    """A value for every fact of both subjects, used or not. No value is a part of another one, or of anything in `taken`."""
     values: Values = {}
     for subject in subjects:
         for first, second in pairs_of_facts(kind):
@@ -165,9 +165,9 @@ def draw_values(words: Words, kind: Kind, subjects: list[str], taken: list[str])
 
 
 def choose_facts(words: Words, kind: Kind, subjects: list[str]) -> list[dict[str, list[Fact]]]:
-    """What each sentence tells of each subject: two facts, one and the same, or one each.
+    """The facts of each sentence, for each subject: two facts of both, the same fact of both, or a different fact of each.
 
-    So a question is settled by its subject and its fact together, by its subject alone, or by either.
+    So to find an answer a model needs the subject and the fact of the question, or the subject alone, or either of them.
     """
     a, b = subjects
     two, (same, _), (one, other) = words.shuffled(words.shuffled(pair) for pair in pairs_of_facts(kind))
@@ -175,7 +175,7 @@ def choose_facts(words: Words, kind: Kind, subjects: list[str]) -> list[dict[str
 
 
 def write_passage(words: Words, kind: Kind, land: str, plan: list[dict[str, list[Fact]]], values: Values) -> str:
-    """An opening sentence, then one for each type of fact, about both subjects in either order."""
+    """An opening sentence, then one sentence for each part of the plan. The order of the two subjects is random."""
     a, b = plan[0]
 
     def clause(subject: str, facts: list[Fact]) -> str:
@@ -183,15 +183,15 @@ def write_passage(words: Words, kind: Kind, land: str, plan: list[dict[str, list
         return f"{subject} {' and '.join(predicates)}"
 
     sentences = [words.phrase(kind.opens).format(a=a, b=b, land=land)]
-    for told in plan:
-        sentences.append(", while ".join(clause(*item) for item in words.shuffled(told.items())))
+    for given in plan:
+        sentences.append(", while ".join(clause(*item) for item in words.shuffled(given.items())))
     return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
 
 
-def answerable(words: Words, told: list[tuple[str, Fact]], values: Values, context: str) -> list[dict]:
-    """Questions about what the passage tells."""
+def answerable(words: Words, given: list[tuple[str, Fact]], values: Values, context: str) -> list[dict]:
+    """Questions about facts that the passage gives."""
     qas = []
-    for subject, fact in words.rng.sample(told, ANSWERABLE_PER_PASSAGE):
+    for subject, fact in words.rng.sample(given, ANSWERABLE_PER_PASSAGE):
         text = values[subject, fact]
         assert context.count(text) == 1, (text, context)
         question = words.phrase(fact.asks).format(s=subject)
@@ -199,10 +199,10 @@ def answerable(words: Words, told: list[tuple[str, Fact]], values: Values, conte
     return qas
 
 
-def unanswerable(words: Words, untold: list[tuple[str, Fact]]) -> list[dict]:
-    """Questions about what it does not tell."""
+def unanswerable(words: Words, not_given: list[tuple[str, Fact]]) -> list[dict]:
+    """Questions about facts that it does not give."""
     return [{"question": words.phrase(fact.asks).format(s=subject), "answers": [], "is_impossible": True}
-            for subject, fact in words.rng.sample(untold, words.rng.choice(UNANSWERABLE_PER_PASSAGE))]
+            for subject, fact in words.rng.sample(not_given, words.rng.choice(UNANSWERABLE_PER_PASSAGE))]
 
 
 def as_text(document: dict) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import qa.llama.extract as extract_module
 from qa.data.squad import Example, Passage, load_squad
 from qa.errors import UserError
 from qa.llama.candidates import make_trie
@@ -23,7 +22,7 @@ from qa.llama.greedy import generate
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import log_odds
-from qa.llama.search import Work, best_first, join_pieces
+from qa.llama.search import best_first, join_pieces
 from qa.llama.trace import prefix_log_probs, trace_search
 from qa.weights import locate
 
@@ -142,7 +141,7 @@ def check(model, template, found, max_tokens, num_best, brute_force=brute_force)
         assert text[slice(*place)] == span.text and place in places[ids]
         assert scores[ids] == pytest.approx(span.log_prob, abs=1e-4)
     assert len({span.text for span in found.spans}) == len(found.spans)
-    assert found.work.gap is None
+    assert found.gap is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -179,7 +178,7 @@ def test_chunks_of_logits_and_forgotten_trees_change_nothing(tiny_llama, templat
     tiny_llama.lm_head.register_forward_hook(lambda _, inputs, out: rows_of_logits.append(out.shape[0]))
     tiny_llama.model.embed_tokens.register_forward_hook(lambda _, inputs, out: num_tokens.update([inputs[0].shape[1]]))
     for micro_tokens, chunk in ((100_000, 1), (150, 2), (40, 1), (1, 1)):
-        monkeypatch.setattr(extract_module, "_logit_rows", lambda model, micro_tokens, chunk=chunk: chunk)
+        monkeypatch.setattr(tiny_llama.config, "vocab_size", micro_tokens * tiny_llama.config.hidden_size // chunk)
         rows_of_logits.clear()
         num_tokens.clear()
         found = extract(tiny_llama, template, prompts, 12, micro_tokens, num_best=8)
@@ -208,7 +207,7 @@ def test_the_search_looks_at_few_prefixes(tiny_llama_factory, template):
     (found,) = extract(model, template, [prompt], 20, 10_000)
     places = all_candidates(template, text, 20)
     prefixes = list({ids[:size] for ids in places for size in range(1, len(ids) + 1)})
-    assert found.work.gap is None and found.num_expanded < len(prefixes) / 4
+    assert found.gap is None and found.num_expanded < len(prefixes) / 4
     assert found.spans[0].log_prob == pytest.approx(max(brute_force(model, template, prompt, list(places))), abs=1e-4)
 
 
@@ -277,7 +276,7 @@ def test_the_trace_is_a_table_of_the_plain_search(tiny_llama, template):
 def test_passages_without_candidates_have_no_spans(tiny_llama, template):
     prompt = Prompt(0, "q", Piece(template.passage_ids(" \n "), " \n ", 0), template.question_ids("x"), [])
     (found,) = extract(tiny_llama, template, [prompt], 12, 1000, max_expansions=3)
-    assert (found.spans, found.work) == ([], Work(0, 0, 0, None))
+    assert (found.spans, found.num_expanded, found.num_passes, found.num_positions, found.gap) == ([], 0, 0, 0, None)
     assert extract(tiny_llama, template, [], 12, 1000) == []
 
 

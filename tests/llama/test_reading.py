@@ -1,4 +1,4 @@
-"""Given answers scored over a cache that has been read, against full forward passes."""
+"""The refusal, scored over a cache that has been read, against full forward passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from qa.llama.encode import Piece, Prompt
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import answer_log_probs, chosen_log_probs, next_log_probs, next_logits, read
+from qa.llama.reading import chosen_log_probs, next_log_probs, next_logits, read, refusal_log_probs
 
 
 @pytest.fixture
@@ -29,19 +29,21 @@ def prompts():
 
 
 @torch.inference_mode()
-def test_score_of_a_given_answer_and_no_trace_in_the_cache(tiny_llama, template, prompts):
+def test_score_of_the_refusal_and_no_trace_in_the_cache(tiny_llama, byte_level_tokenizer, template, prompts):
     (reading,) = read(tiny_llama, template, prompts, 100_000)
-    rng = random.Random(9)
-    given = [[rng.randrange(370) for _ in range(rng.randint(0, 5))] + [template.end_token_id] for _ in prompts]
+    assert refusal_log_probs(tiny_llama, reading, template) == [None] * 9
+    template = PromptTemplate(byte_level_tokenizer, "plain", is_v2=True)
+    (reading,) = read(tiny_llama, template, prompts, 100_000)
     length = reading.cache.length
-    scores = answer_log_probs(tiny_llama, reading, template, given)
-    assert scores == answer_log_probs(tiny_llama, reading, template, given)
-    assert answer_log_probs(tiny_llama, reading, template, given, chunk=4) == pytest.approx(scores, abs=1e-4)
+    scores = refusal_log_probs(tiny_llama, reading, template)
+    assert scores == refusal_log_probs(tiny_llama, reading, template)
+    assert refusal_log_probs(tiny_llama, reading, template, chunk=4) == pytest.approx(scores, abs=1e-4)
     assert reading.cache.length == length
-    for prompt, ids, found in zip(reading.prompts, given, scores, strict=True):
+    *ids, _ = template.answer_ids(template.refusal)
+    for prompt, found in zip(reading.prompts, scores, strict=True):
         prompt_ids = template.instruction_ids + prompt.piece.ids + prompt.question_ids
-        steps = [next_log_probs(tiny_llama, prompt_ids + ids[:size]) for size in range(len(ids))]
-        expected = sum(float(step[id]) for step, id in zip(steps, ids[:-1], strict=False))
+        steps = [next_log_probs(tiny_llama, prompt_ids + ids[:size]) for size in range(len(ids) + 1)]
+        expected = sum(float(step[id]) for step, id in zip(steps, ids, strict=False))
         expected += float(steps[-1][template.end_token_ids].logsumexp(dim=-1))
         assert found == pytest.approx(expected, abs=1e-4)
 

@@ -10,7 +10,7 @@ import pytest
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Piece, Prompt
 from qa.llama.schedule import Search
-from qa.llama.search import Extraction, Work, best_first
+from qa.llama.search import Extraction, best_first
 
 TEXT = "The tower 1889"
 
@@ -23,7 +23,7 @@ def make_trie(candidates: dict[tuple[int, ...], tuple[int, int]]) -> Trie:
     return trie
 
 
-def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: int = 0,
+def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: float = math.inf,
         rng: random.Random | None = None) -> Extraction:
     """What extract.py does with the search of one question. model: {tokens so far: {next token, or "end": log P}}.
 
@@ -66,12 +66,13 @@ def test_a_search_of_three_candidates():
     found = run(model, trie, TEXT, num_best=2)
     assert [span[:3] for span in found.spans] == [("The tower", 100, 109), ("1889", 110, 114)]
     assert [math.exp(span.log_prob) for span in found.spans] == pytest.approx([0.36, 0.2])
-    assert found.work == Work(num_expanded=3, num_passes=1, num_positions=3, gap=None)  # " tower" is fed at a guess
+    assert (found.num_expanded, found.num_passes, found.num_positions, found.gap) == (3, 1, 3, None)  # " tower": at a guess
 
     # One expansion is that of "The". Then " tower" and "1889" are open, each with 0.4, 8 times as much as "The" has.
     found = run(model, trie, TEXT, num_best=2, max_expansions=1)
-    assert [span.text for span in found.spans] == ["The"] and found.work.gap is not None
-    assert found.work == Work(1, 1, 1, pytest.approx(math.log(8)))
+    assert [span.text for span in found.spans] == ["The"] and found.gap is not None
+    assert (found.num_expanded, found.num_passes, found.num_positions) == (1, 1, 1)
+    assert found.gap == pytest.approx(math.log(8))
 
 
 def random_case(rng: random.Random) -> tuple[dict, Trie, str, list[float]]:
@@ -106,7 +107,7 @@ def test_finds_the_n_best_of_brute_force_and_of_the_plain_search():
         assert [scores[span.start_char - 100] for span in found.spans] == [span.log_prob for span in found.spans]
         assert [text[span.start_char - 100] for span in found.spans] == [span.text for span in found.spans]
         assert len({span.text for span in found.spans}) == len(found.spans)
-        assert found.work.gap is None
+        assert found.gap is None
         best, _, _ = best_first(trie, lambda prefix, model=model: (model[tuple(prefix)], model[tuple(prefix)]["end"]), num_best)
         assert [step.answer_log_prob for step in best] == [span.log_prob for span in found.spans]
 
@@ -118,9 +119,9 @@ def test_a_budget_ends_the_search_with_the_gap_that_is_left():
         num_best, budget = rng.choice([1, 3]), rng.choice([1, 4, 10])
         found = run(model, trie, text, num_best, budget, rng)
         assert found.spans and (found.num_expanded <= budget or len(found.spans) == 1)  # it goes on until there is one
-        kinds.add(found.work.gap is None)
-        if found.work.gap is None:
+        kinds.add(found.gap is None)
+        if found.gap is None:
             assert [span.log_prob for span in found.spans] == sorted(scores, reverse=True)[:num_best]
         else:
-            assert found.num_expanded >= budget and max(scores) - found.spans[0].log_prob <= found.work.gap
+            assert found.num_expanded >= budget and max(scores) - found.spans[0].log_prob <= found.gap
     assert kinds == {True, False}

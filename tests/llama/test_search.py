@@ -10,7 +10,7 @@ import pytest
 
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Piece, Prompt
-from qa.llama.search import Extraction, Span, Step, Work, best_first, describe_work, join_pieces
+from qa.llama.search import Extraction, Span, Step, best_first, describe_work, join_pieces
 
 
 def make_trie(candidates: list[tuple[int, ...]]) -> Trie:
@@ -71,9 +71,10 @@ def test_pieces_of_a_passage_are_one_list_of_spans():
     ])  # fmt: skip
     assert [extraction.prompt.example_index for extraction in found] == [0, 1]
     assert found[0].spans == [("b", 9, 10, -0.5), ("a", 0, 1, -1.0)]
-    assert found[0].refusal_log_prob == -3.0 and found[0].work.gap is None  # the open prefix is below the second best of all
-    assert found[0].work == Work(10, 4, 14, None) and found[1].work == Work(5, 2, 7, None)
+    assert found[0].refusal_log_prob == -3.0 and found[0].gap is None  # the open prefix is below the second best of all
+    assert (found[0].num_expanded, found[0].num_passes, found[0].num_positions) == (10, 4, 14)
+    assert (found[1].num_expanded, found[1].num_passes, found[1].num_positions, found[1].gap) == (5, 2, 7, None)
     unsure = piece(prompts[0], [("a", 0, 1, -1.0), ("b", 2, 3, -2.0)], -0.75, None)
-    assert unsure.work.gap == 0.25
-    line = describe_work([unsure.work, found[0].work])[0]
+    assert unsure.gap == 0.25
+    line = describe_work([unsure, found[0]])
     assert "1 of 2 not proven" in line and "0.25" in line and "median 5" in line and "at most 10" in line

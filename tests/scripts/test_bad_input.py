@@ -99,7 +99,7 @@ def test_nothing_to_train_on(train_error, tmp_path):
 def test_models_that_are_not_there(error_of, train_error, data_file, tmp_path):
     """Without a hub: said with what works without one."""
     (tmp_path / "folder").mkdir()
-    for value, found in (("no-such-model", "without the hub: "), ("nobody/no-such-model", "without a hub: "),
+    for value, found in (("no-such-model", "without the hub: "), ("nobody/no-such-model", "without the hub: "),
                          (tmp_path / "none", "no such file"), ("./none", "no such file"), (tmp_path / "folder", "config.json"),
                          (data_file, "a file"), ("pypi:no-such-package", "not installed"), ("", "")):
         assert train_error("--model", value).startswith(f"--model {value}: ")
@@ -162,7 +162,8 @@ def test_flags_of_evaluate(error_of, tiny_bert_folder, data_file, tmp_path):
     assert str(predictions) in error_of(evaluate, *data, "--predictions", predictions)
     assert str(data_file) in error_of(evaluate, *data, "--ckpt", tiny_bert_folder, "--max-length", "128", "--overlap", "32",
                                       "--out", data_file)
-    for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact")):
+    for flags in (("--base", tiny_bert_folder), ("--merge-into", tmp_path / "merged"), ("--decode", "exact"),
+                  ("--trace", "1")):
         assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(flags[0])
 
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qa.data.squad import load_squad
+
 
 def the_line(ended) -> str:
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
@@ -101,6 +103,18 @@ def test_resume_with_another_base(llama_scripts, tiny_llama_folder, tmp_path):
         LlamaForCausalLM(LlamaConfig.from_pretrained(base)).save_pretrained(base)
     line = the_line(llama_scripts.train(tmp_path / "run", "--model", str(base), "--resume", status=2))
     assert line.startswith(f"--resume: the weights of {base} are not those")
+
+
+def test_trace_of_no_question_or_of_greedy_decoding(llama_scripts, tiny_llama_folder, data_file, tmp_path):
+    def evaluate_error(*flags: str) -> str:
+        return the_line(llama_scripts.evaluate("--ckpt", str(tiny_llama_folder), "--data", str(data_file), *flags,
+                                               "--out", str(tmp_path / "out"), status=2))
+
+    first = load_squad(str(data_file)).examples[0].id
+    assert evaluate_error("--decode", "exact", "--trace", "none") == (
+        f"--trace none: no question of {data_file} has this id; expected one such as {first}\n")
+    assert evaluate_error("--trace", first).startswith("--trace has no effect on")
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapter_with_a_base_that_is_not_its_own(run_folder, tiny_llama_folder, tiny_bert_folder, llama_scripts, data_file,

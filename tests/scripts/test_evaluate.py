@@ -132,6 +132,14 @@ def test_ranks_do_not_change_llamas_answers_on_a_passage_in_pieces(decode, tiny_
     assert results[1] == results[2] == results[3]
 
 
+def test_trace_prints_one_search_and_writes_nothing(tiny_llama_folder, data_file, scripts, tmp_path):
+    question_id = load_squad(str(data_file)).examples[3].id
+    ended = scripts.evaluate("--ckpt", str(tiny_llama_folder), "--data", str(data_file), *FP32, "--decode", "exact",
+                             "--max-answer-length", "4", "--trace", question_id, "--out", str(tmp_path / "out"))
+    assert "as the whole answer" in ended.out and "prefixes were run\nanswer 1: " in ended.out
+    assert ended.out.splitlines()[-1].startswith("proof: ") and not (tmp_path / "out").exists()
+
+
 def test_plain_encoder_is_scored_and_called_untrained(tiny_bert_folder, data_file, scripts, tmp_path):
     ended = scripts.evaluate("--ckpt", str(tiny_bert_folder), "--data", str(data_file), "--max-length", "128",
                              "--overlap", "32", "--out", str(tmp_path))
