@@ -45,8 +45,7 @@ class SpanHead(nn.Linear):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             scores = super().forward(at_least_fp32(hidden))  # [B, L, 2]
-        start, end = scores.unbind(dim=-1)
-        return start, end
+        return scores.unbind(dim=-1)
 
 
 class BertSpanModel(nn.Module):
@@ -54,12 +53,9 @@ class BertSpanModel(nn.Module):
 
     def __init__(self, encoder: BertModel) -> None:
         super().__init__()
+        self.config = encoder.config
         self.bert = encoder
         self.qa_outputs = SpanHead(encoder.config.hidden_size)
-
-    @property
-    def config(self):
-        return self.bert.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
@@ -118,7 +114,6 @@ def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
     config.architectures = ["BertForQuestionAnswering"]
     config.num_labels = 2
     config.dtype = "float32"
-    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
