@@ -39,11 +39,7 @@ class BertReader:
     micro_tokens: int  # padded tokens in a batch
 
     def answer(self, data: SquadData) -> Answered:
-        """Predict every question of `data`.
-
-        Raises:
-            UserError: the model's scores are not finite; names the first question.
-        """
+        """Predict every question of `data`. Raises UserError if a score is not finite."""
         settings = self.settings
         windows = make_windows(data.passages, self.tokenizer, settings.max_length, settings.overlap)
         start, end = self._window_scores(windows)

@@ -96,10 +96,7 @@ def max_question_tokens(max_length: int, overlap: int) -> int:
 def make_windows(passages: list[Passage], tokenizer, max_length: int, overlap: int) -> Windows:
     """Build the windows of all questions on `passages`, with labels where there are answers.
 
-    Args:
-        tokenizer: a fast BERT tokenizer (see weights.load_tokenizer).
-        max_length: tokens of a window, special tokens included.
-        overlap: passage tokens that two neighbouring windows of a passage share.
+    tokenizer: a fast BERT tokenizer (see weights.load_tokenizer). max_length: tokens of a window, special tokens included.
 
     Raises:
         UserError: the overlap leaves no room.
@@ -168,8 +165,7 @@ def _answer_tokens(examples: list[Example], offsets: np.ndarray) -> np.ndarray:
         "1895-1943" is the tokens 1895 | - | 1943 with offsets (0,4) (4,5) (5,9); the answer "1895" (0,4) gives token 0;
         "Japanese" in "Japaneses" gives the whole token, which is the nearest label that there is.
 
-    Returns:
-        int64 [questions, 2], inclusive; (1, 0), which is no span, for a question without an answer.
+    Returns int64 [questions, 2], inclusive; (1, 0), which is no span, for a question without an answer.
     """
     chars = np.array([(example.answers[0].start_char, example.answers[0].end_char) if example.answers else (0, 0)
                       for example in examples])

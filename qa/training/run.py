@@ -41,8 +41,7 @@ RUNS = Path("runs")
 def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
     """Decide which folder the run has, before data and model are loaded.
 
-    Returns:
-        The options with `out` filled in. A resumed run also keeps the `precision` that it began with, on any machine.
+    Returns the options with `out` filled in. A resumed run also keeps the `precision` that it began with, on any machine.
 
     Raises:
         UserError: --out already holds a run and --resume was not given; or --resume finds no run, another run or a damaged one.
