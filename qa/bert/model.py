@@ -78,12 +78,11 @@ def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
 def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tuple[BertSpanModel, bool]:
     """Load an encoder, or a question-answering checkpoint, in fp32, in training mode.
 
+    Returns the model, and whether its head was trained (False: the head is new, drawn from torch's generator).
+
     Args:
         max_length: tokens of the windows to come; checked against the model's positions.
         dropout: probability for all dropout layers; None: as the checkpoint's config has it.
-
-    Returns:
-        The model, and whether its head was trained (False: the head is new, drawn from torch's generator).
 
     Raises:
         UserError: another family, or weights that are missing or have no place.
@@ -112,7 +111,6 @@ def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
     """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
     config = copy.deepcopy(model.config)
     config.architectures = ["BertForQuestionAnswering"]
-    config.num_labels = 2
     config.dtype = "float32"
     config.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
