@@ -45,8 +45,7 @@ class SpanHead(nn.Linear):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             scores = super().forward(at_least_fp32(hidden))  # [B, L, 2]
-        start, end = scores.unbind(dim=-1)
-        return start, end
+        return scores.unbind(dim=-1)
 
 
 class BertSpanModel(nn.Module):
@@ -54,12 +53,9 @@ class BertSpanModel(nn.Module):
 
     def __init__(self, encoder: BertModel) -> None:
         super().__init__()
+        self.config = encoder.config
         self.bert = encoder
         self.qa_outputs = SpanHead(encoder.config.hidden_size)
-
-    @property
-    def config(self):
-        return self.bert.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
@@ -82,12 +78,11 @@ def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
 def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tuple[BertSpanModel, bool]:
     """Load an encoder, or a question-answering checkpoint, in fp32, in training mode.
 
+    Returns the model, and whether its head was trained (False: the head is new, drawn from torch's generator).
+
     Args:
         max_length: tokens of the windows to come; checked against the model's positions.
         dropout: probability for all dropout layers; None: as the checkpoint's config has it.
-
-    Returns:
-        The model, and whether its head was trained (False: the head is new, drawn from torch's generator).
 
     Raises:
         UserError: another family, or weights that are missing or have no place.
@@ -116,9 +111,7 @@ def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
     """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
     config = copy.deepcopy(model.config)
     config.architectures = ["BertForQuestionAnswering"]
-    config.num_labels = 2
     config.dtype = "float32"
-    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

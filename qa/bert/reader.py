@@ -39,18 +39,33 @@ class BertReader:
     micro_tokens: int  # padded tokens in a batch
 
     def answer(self, data: SquadData) -> Answered:
-        """Predict every question of `data`.
-
-        Raises:
-            UserError: the model's scores are not finite; names the first question.
-        """
+        """Predict every question of `data`. Raises UserError if a score is not finite."""
         settings = self.settings
         windows = make_windows(data.passages, self.tokenizer, settings.max_length, settings.overlap)
-        start, end = window_scores(self.model, windows, self.micro_tokens, self.precision, self.runtime)
+        start, end = self._window_scores(windows)
         check_finite(start + end, windows, data)
         candidates = find_candidates(start, end, windows, settings.num_best, settings.max_answer_length,
                                      settings.may_refuse(data))
         return Answered(make_predictions(candidates, data), windows.summary.lines(), {"windows": len(windows)})
+
+    @torch.inference_mode()
+    def _window_scores(self, windows: Windows) -> Tensor:
+        """[2, T] start and end score of every token, in the type of the parameters."""
+        device, was_training = self.runtime.device, self.model.training
+        self.model.eval()
+        longest_first = np.argsort(-windows.lengths, kind="stable")
+        micro_batches = cut(longest_first, windows.lengths, self.micro_tokens)
+        flat = torch.zeros(2, len(windows.tokens), dtype=self.precision.parameter_dtype, device=device)
+        for rows in micro_batches[self.runtime.rank::self.runtime.num_ranks]:
+            batch = windows.batch(rows, device)
+            real = batch["attention_mask"]  # [B, L]
+            with self.precision.autocast():
+                scores = torch.stack(self.model(batch["input_ids"], real, batch["token_type_ids"]))  # [2, B, L]
+            first_token = torch.from_numpy(windows.bounds[rows]).to(device)
+            places = first_token[:, None] + torch.arange(real.shape[1], device=device)  # [B, L]
+            flat[:, places[real]] = scores[:, real]
+        self.model.train(was_training)
+        return sum_over_ranks(flat, self.runtime)  # every place was filled by one rank and is 0 on the others
 
 
 def check_finite(scores: Tensor, windows: Windows, data: SquadData) -> None:
@@ -61,27 +76,3 @@ def check_finite(scores: Tensor, windows: Windows, data: SquadData) -> None:
         questions = np.unique(windows.example_index[rows])
         raise UserError(f"the model's scores are NaN or infinite for {len(questions)} questions, the first being "
                         f"{data.examples[questions[0]].id!r}; try --precision fp32, and check the checkpoint's training log")
-
-
-@torch.inference_mode()
-def window_scores(model: nn.Module, windows: Windows, micro_tokens: int, precision: Precision,
-                  runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Start and end score of every token, in at least fp32: two tensors [T] on the runtime's device."""
-    was_training = model.training
-    model.eval()
-    lengths = windows.lengths
-    longest_first = np.argsort(-lengths, kind="stable")
-    micro_batches = cut(longest_first, lengths, micro_tokens)
-    dtype = torch.float64 if precision.name == "fp64" else torch.float32
-    flat = torch.zeros(2, len(windows.tokens), dtype=dtype, device=runtime.device)
-    for rows in micro_batches[runtime.rank::runtime.num_ranks]:
-        batch = windows.batch(rows, runtime.device)
-        with precision.autocast():
-            start, end = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])  # [B, L]
-        column = torch.arange(start.shape[1], device=runtime.device)
-        first = torch.from_numpy(windows.bounds[rows]).to(runtime.device)
-        places = (first[:, None] + column)[batch["attention_mask"]]  # [tokens of the batch]
-        flat[0, places] = start[batch["attention_mask"]].to(dtype)
-        flat[1, places] = end[batch["attention_mask"]].to(dtype)
-    model.train(was_training)
-    return tuple(sum_over_ranks(flat, runtime))  # every place was filled by one rank and is 0 on the others

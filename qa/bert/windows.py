@@ -69,8 +69,7 @@ class Windows:
         tokens[real] = np.concatenate([self.tokens[self.bounds[row]:self.bounds[row + 1]] for row in rows])
         is_passage = real & (position >= self.passage_range[rows, :1])  # the last [SEP] is of type 1, as in BERT's pretraining
         arrays = {"input_ids": tokens, "attention_mask": real, "token_type_ids": is_passage.astype(np.int64),
-                  "start_token": self.start_token[rows].astype(np.int64),
-                  "end_token": self.end_token[rows].astype(np.int64)}
+                  "start_token": np.int64(self.start_token[rows]), "end_token": np.int64(self.end_token[rows])}
         return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
 
 
@@ -79,8 +78,8 @@ class _Window(NamedTuple):
 
     tokens: np.ndarray  # [tokens of the window]
     passage_offsets: np.ndarray  # [tokens of the passage in this window, 2]
+    passage_range: tuple[int, int]
     example_index: int
-    passage_start: int  # position of the first passage token
     start_token: int
     end_token: int
 
@@ -97,27 +96,21 @@ def max_question_tokens(max_length: int, overlap: int) -> int:
 def make_windows(passages: list[Passage], tokenizer, max_length: int, overlap: int) -> Windows:
     """Build the windows of all questions on `passages`, with labels where there are answers.
 
-    Args:
-        tokenizer: a fast BERT tokenizer (see weights.load_tokenizer).
-        max_length: tokens of a window, special tokens included.
-        overlap: passage tokens that two neighbouring windows of a passage share.
+    tokenizer: a fast BERT tokenizer (see weights.load_tokenizer). max_length: tokens of a window, special tokens included.
 
     Raises:
         UserError: the overlap leaves no room.
     """
     summary = Summary()
-    found = list(_all_windows(passages, tokenizer, max_length, overlap, summary))
-    bounds = np.cumsum([0, *(len(window.tokens) for window in found)])
+    found = _all_windows(passages, tokenizer, max_length, overlap, summary)
+    tokens, passage_offsets, *numbers = zip(*found, strict=True)  # one tuple for each field of _Window
+    passage_range, example_index, start_token, end_token = (np.array(column, dtype=np.int32) for column in numbers)
+    bounds = np.cumsum([0, *map(len, tokens)])
     offsets = np.zeros((bounds[-1], 2), dtype=np.int32)
-    passage_range = np.array([(window.passage_start, window.passage_start + len(window.passage_offsets)) for window in found],
-                             dtype=np.int32)
-    for window, first, past in zip(found, *(bounds[:-1] + passage_range.T), strict=True):
-        offsets[first:past] = window.passage_offsets
-    example_index, start_token, end_token = (np.array([getattr(window, name) for window in found], dtype=np.int32)
-                                             for name in ("example_index", "start_token", "end_token"))
-    tokens = np.concatenate([window.tokens for window in found])
-    return Windows(tokens, offsets, bounds, passage_range, example_index, start_token, end_token, tokenizer.pad_token_id,
-                   summary)
+    for part, first, past in zip(passage_offsets, *(bounds[:-1] + passage_range.T), strict=True):
+        offsets[first:past] = part
+    return Windows(np.concatenate(tokens), offsets, bounds, passage_range, example_index, start_token, end_token,
+                   tokenizer.pad_token_id, summary)
 
 
 def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: int, summary: Summary) -> Iterator[_Window]:
@@ -141,13 +134,14 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
             before = np.array([cls, *question[:most], sep], dtype=np.int32)  # what comes before the passage
             capacity = max_length - len(before) - 1
-            for begin in _window_starts(len(token_ids), capacity, overlap):
+            # The next window begins while more than the overlap is left; a passage without a token has a window too.
+            for begin in range(0, max(1, len(token_ids) - overlap), capacity - overlap):
                 part = token_ids[begin:begin + capacity]
                 has_answer = begin <= start <= end < begin + len(part)
                 shift = len(before) - begin  # from a position in the passage to one in the window
                 labels = (start + shift, end + shift) if has_answer else (NO_ANSWER, NO_ANSWER)
-                yield _Window(np.concatenate([before, part, [sep]]), offsets[begin:begin + capacity], example_index,
-                              len(before), *labels)
+                yield _Window(np.concatenate([before, part, [sep]]), offsets[begin:begin + capacity],
+                              (len(before), len(before) + len(part)), example_index, *labels)
             example_index += 1
 
 
@@ -171,8 +165,7 @@ def _answer_tokens(examples: list[Example], offsets: np.ndarray) -> np.ndarray:
         "1895-1943" is the tokens 1895 | - | 1943 with offsets (0,4) (4,5) (5,9); the answer "1895" (0,4) gives token 0;
         "Japanese" in "Japaneses" gives the whole token, which is the nearest label that there is.
 
-    Returns:
-        int64 [questions, 2], inclusive; (1, 0), which is no span, for a question without an answer.
+    Returns int64 [questions, 2], inclusive; (1, 0), which is no span, for a question without an answer.
     """
     chars = np.array([(example.answers[0].start_char, example.answers[0].end_char) if example.answers else (0, 0)
                       for example in examples])
@@ -181,11 +174,3 @@ def _answer_tokens(examples: list[Example], offsets: np.ndarray) -> np.ndarray:
     span = np.stack([start, end], axis=1)
     span[[not example.answers for example in examples]] = (1, 0)
     return span
-
-
-def _window_starts(num_tokens: int, capacity: int, overlap: int) -> range:
-    """First passage token of every window; the last window is the first that reaches the passage's end."""
-    if num_tokens <= capacity:
-        return range(1)
-    step = capacity - overlap
-    return range(0, num_tokens - capacity + step, step)

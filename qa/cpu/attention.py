@@ -63,15 +63,10 @@ class _Attention(torch.autograd.Function):
 
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
               dropout: float = 0.0, scaling: float | None = None, **_) -> tuple[Tensor, None]:
-    """One attention layer, called by transformers.
+    """One attention layer, called by transformers: query, key, value [B, h, L, d] -> [B, L, h, d], and no weights (None).
 
-    Args:
-        query, key, value: [B, h, L, d].
-        attention_mask: boolean, True where a query may look, broadcastable to [B, h, L, L]; None: everywhere.
-        dropout: drop probability of the attention weights (0 outside training).
-
-    Returns:
-        [B, L, h, d], and None: nobody asks for the attention weights.
+    attention_mask: boolean, True where a query may look, broadcastable to [B, h, L, L]; None: everywhere.
+    dropout: drop probability of the attention weights (0 outside training).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     products = torch.is_grad_enabled() or query.dtype == torch.bfloat16

@@ -22,15 +22,9 @@ _WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32
 
 
 def keep_words(shape: torch.Size, dtype: torch.dtype, p: float) -> Tensor:
-    """Random words, all ones (keep) with probability 1 - p and all zeros (drop) with probability p.
+    """Random integers, as wide as floats of `dtype`: all ones (keep) with probability 1 - p, all zeros (drop) with p.
 
-    Args:
-        shape: shape of the mask.
-        dtype: type of the floats; the words are as wide.
-        p: drop probability in [0, 1), met to 2^-15 for 16-bit floats and to 2^-31 or better for wider ones.
-
-    Returns:
-        Integers of `shape` on the CPU, for `keep_bits`.
+    p is in [0, 1). It is met to 2^-15 for 16-bit floats, and to 2^-31 or better for wider ones.
     """
     seed = int(torch.randint(2**62, (1,)))
     bits = torch.iinfo(_WORDS[dtype]).bits

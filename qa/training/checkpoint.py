@@ -45,17 +45,11 @@ class Checkpoint:
     warnings: list[str]  # one line each; none if the newest checkpoint is whole
 
 
-# ---- saving ------------------------------------------------------------------------------------------------
-
-
 def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int,
                     runtime: Runtime) -> None:
     """Save `step` and delete all but the `keep` newest steps. All ranks call this; rank 0 writes.
 
-    Args:
-        step: later than the step that the run was resumed from.
-        tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors.
-        state: plain JSON.
+    tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors. state: plain JSON.
     """
     if runtime.is_main:
         run.mkdir(parents=True, exist_ok=True)
@@ -94,14 +88,10 @@ def _step_folders(run: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name[1]), path) for name, path in matches if name), reverse=True)
 
 
-# ---- loading -----------------------------------------------------------------------------------------------
-
-
 def load_checkpoint(run: Path) -> Checkpoint | None:
     """Load the checkpoint that `last` names; if it or `last` is damaged, the newest whole one, with warnings.
 
-    Returns:
-        None if nothing was ever saved in `run`.
+    Returns None if nothing was ever saved in `run`.
 
     Raises:
         UserError: there are checkpoints, but none is whole.
@@ -147,13 +137,9 @@ def _damages(folder: Path) -> list[str]:
 
 
 def _read(folder: Path, warnings: list[str]) -> Checkpoint:
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    tensors = {}
-    for name in manifest["files"]:
-        if name.endswith(".safetensors"):
-            # load_file only maps the file. A copy is safe from later changes to the file, and it is aligned in memory
-            # like the tensors of an uninterrupted run: matrix products may round differently on unaligned memory.
-            mapped = load_file(folder / name)
-            tensors[name.removesuffix(".safetensors")] = {key: value.clone() for key, value in mapped.items()}
+    # load_file only maps the file. A copy is safe from later changes to the file, and it is aligned in memory
+    # like the tensors of an uninterrupted run: matrix products may round differently on unaligned memory.
+    tensors = {path.stem: {name: tensor.clone() for name, tensor in load_file(path).items()}
+               for path in folder.glob("*.safetensors")}
     state = json.loads((folder / "state.json").read_bytes())
-    return Checkpoint(manifest["step"], tensors, state, folder, warnings)
+    return Checkpoint(read_manifest(folder)["step"], tensors, state, folder, warnings)

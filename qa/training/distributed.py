@@ -110,10 +110,9 @@ def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
 
 def gather_objects(value: object, runtime: Runtime) -> list:
     """A list of every rank's value, in the order of the ranks, on every rank."""
-    if runtime.num_ranks == 1:
-        return [value]
-    values: list = [None] * runtime.num_ranks
-    dist.all_gather_object(values, value)
+    values = [value] * runtime.num_ranks
+    if runtime.num_ranks > 1:
+        dist.all_gather_object(values, value)
     return values
 
 

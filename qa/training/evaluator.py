@@ -32,8 +32,7 @@ class Evaluator:
 
         The run saves a step before it evaluates it. So nobody knows whether the step's evaluation was done before the stop.
 
-        Args:
-            readers: name -> reader, all scored before a demo's training (LLaMA: one for each prompt).
+        readers: name -> reader, all scored before a demo's training (LLaMA: one for each prompt).
         """
         with self.log.clock_stopped():
             if self.state.step > 0:

@@ -40,13 +40,11 @@ class RunLog:
 
     def step(self, step: int, loss: float, num_examples: int, weight: int, every: int, grad_norm: float,
              padding: float | None = None, **values: Any) -> None:
-        """One optimizer step is done.
+        """One optimizer step is done. After `every` steps a stretch ends.
 
-        Args:
-            loss: mean over the step's `weight` windows or answer tokens; the stretch's mean is over all of its own.
-            every: number of steps of a stretch.
-            grad_norm, padding: the line has their means over the steps; norms that are not finite are left out.
-            values: the line has them as they are at the last step (lr, skipped).
+        loss: mean over the step's `weight` windows or answer tokens; the stretch's mean is over all of its own.
+        grad_norm, padding: the line has their means over the steps; norms that are not finite are left out.
+        values: the line has them as they are at the last step (lr, skipped).
         """
         if not self.is_main:
             return

@@ -7,8 +7,8 @@
     fp64   the whole model in double, for tests of exactness
 
 `--precision auto` takes bf16 on a GPU that computes it natively, else fp16. On a CPU it measures a matrix product of the
-model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. The CPU's list of instructions does not
-tell: both have avx512_bf16, but bf16 was 2.3 times as fast on AMD's Zen 4, and 0.6 times on an Intel without AMX.
+model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. Its instructions do not tell: of two CPUs
+with avx512_bf16, one was 2.3 times as fast in bf16 as in fp32, the other 0.6 times.
 
 Trainable parameters are fp32, except in fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32`
 by losses and decoders.
@@ -16,7 +16,6 @@ by losses and decoders.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -39,12 +38,10 @@ class Precision:
     def parameter_dtype(self) -> torch.dtype:
         return torch.float64 if self.name == "fp64" else torch.float32
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> torch.amp.autocast:
         """A fresh autocast context for one forward pass; a no-op in fp32 and fp64."""
         dtype = AUTOCAST_DTYPES[self.name]
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.amp.autocast(self.device_type, dtype=dtype)
+        return torch.amp.autocast(self.device_type, dtype, enabled=dtype is not None)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """A scaler that scales in fp16; in every other precision its methods change nothing."""
@@ -85,11 +82,7 @@ def choose_precision(name: str, runtime: Runtime, hidden_size: int, intermediate
 
 
 def base_dtype(name: str, precision: str, device: torch.device) -> torch.dtype:
-    """Resolve `--base-dtype`, the type of LLaMA's frozen weights.
-
-    Args:
-        precision: `--precision`, perhaps still "auto": `choose_precision` needs the sizes of a model that is loaded.
-    """
+    """Resolve `--base-dtype`, the type of LLaMA's frozen weights. `precision` may be "auto": no model is loaded yet."""
     if precision == "fp64":
         return torch.float64
     if name == "auto":

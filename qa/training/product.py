@@ -62,8 +62,7 @@ class Product:
     def check(self, best_step: int | None) -> None:
         """At the start of a resume: finish a replacement that was cut short, and check the best product so far.
 
-        Args:
-            best_step: step of the best weights so far, which `restore` loads at the end; None: it will not be called.
+        best_step: step of the best weights so far, which `restore` loads at the end; None: it will not be called.
 
         Raises:
             UserError: the product is damaged or missing, or belongs to another run.

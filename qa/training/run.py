@@ -41,8 +41,7 @@ RUNS = Path("runs")
 def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
     """Decide which folder the run has, before data and model are loaded.
 
-    Returns:
-        The options with `out` filled in. A resumed run also keeps the `precision` that it began with, on any machine.
+    Returns the options with `out` filled in. A resumed run also keeps the `precision` that it began with, on any machine.
 
     Raises:
         UserError: --out already holds a run and --resume was not given; or --resume finds no run, another run or a damaged one.
@@ -120,12 +119,8 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
 def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, examples: str) -> tuple[Path, Checkpoint | None]:
     """Create the run's folder; with --resume, load its last checkpoint instead.
 
-    Args:
-        options: as `find_run` returned them.
-        examples: the `fingerprint` of the training examples.
-
-    Returns:
-        The folder, and the checkpoint to go on from (None: start at step 0).
+    options: as `find_run` returned them. examples: the `fingerprint` of the training examples. Returns the folder, and the
+    checkpoint to go on from (None: start at step 0).
 
     Raises:
         UserError: the run was begun with other examples, or no checkpoint is whole.

@@ -51,8 +51,7 @@ class StopSignal:
 def agree(loss_sum: torch.Tensor, stop: StopSignal, runtime: Runtime) -> tuple[float, bool]:
     """Sum two numbers over the ranks: the step's loss (float64), and how many ranks have a stop request.
 
-    Returns:
-        The loss of the global batch, and whether to stop after this step: the same on every rank.
+    Returns the loss of the global batch, and whether to stop after this step: the same on every rank.
     """
     stop.steps_left -= 1
     stop.requested |= stop.steps_left <= 0
