@@ -22,7 +22,7 @@ the proof. Most prefixes are never run. An example, where a prefix's numbers are
     run "1889"       0.40  0.20     nothing is open: "The tower" is the best
 
 One question's way is: this file, candidates.py with units.py, and what puts the model in, trace.py (evaluate.py --trace). To
-answer many questions soon, extract.py runs many prefixes of many questions in one forward pass; skip it, and its schedule.py,
+answer many questions fast, extract.py runs many prefixes of many questions in one forward pass; skip it, and its schedule.py,
 candidates_fast.py, reading.py and cache.py, on first reading. Used by: extract.py, trace.py, llama/reader.py.
 """
 
