@@ -93,10 +93,11 @@ def main() -> None:
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
                                         f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores))
     product.check(state.best_step)
+    num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
-        f"{total_steps:,} steps of {options.batch_size} windows; held out: {len(held_out.examples) if held_out else 0:,} questions")
+        f"{total_steps:,} steps of {options.batch_size} windows; held out: {num_held_out:,} questions")
     evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
