@@ -47,7 +47,7 @@ def main() -> None:
     options, typed = parse(BertOptions, __doc__, DEMO_BERT)
     runtime = distributed.start(options.deterministic)
     options = find_run(options, runtime)
-    micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
+    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
     # ---- data: passages -> windows ------------------------------------------------------------------------------

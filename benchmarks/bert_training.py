@@ -113,7 +113,7 @@ def evaluation_benchmark(args) -> None:
         model, _ = load_bert(path, 384)
         begin = time.perf_counter()
         reader = BertReader(model, tokenizer, DEFAULTS["bert"], Precision(name, "cpu"), runtime,
-                            distributed.default_micro_tokens(None, runtime.device))
+                            distributed.choose_micro_tokens(None, runtime.device))
         predictions = reader.answer(data).predictions
         return time.perf_counter() - begin, final_answers(predictions, None), score_predictions(data, predictions, None)
 

@@ -92,7 +92,7 @@ def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions, run
     if not head_is_trained:
         notes.append(f"{options.ckpt} is an encoder without a trained span head; its head is random (--seed {options.seed}), "
                      "so its scores are a baseline")
-    micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
+    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
     return BertReader(model, tokenizer, settings, precision, runtime, micro_tokens), notes
 
 
@@ -116,7 +116,7 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
     if options.merge_into and runtime.is_main:
         export_merged(model, tokenizer, Path(options.merge_into))
         notes.append(f"the merged model, for transformers: {options.merge_into}")
-    micro_tokens = distributed.default_micro_tokens(options.micro_tokens, runtime.device)
+    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
     return LlamaReader(model, template, settings, precision, runtime, micro_tokens), notes
 
 

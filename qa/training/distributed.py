@@ -59,8 +59,8 @@ def start(deterministic: bool = False) -> Runtime:
     return Runtime(rank, num_ranks, device)
 
 
-def default_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
-    """`--micro-tokens`, or the default: what suits a CPU's caches, or what fits a small GPU's memory."""
+def choose_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
+    """`--micro-tokens` if it was given, else what suits a CPU's caches, or what fits a small GPU's memory."""
     return micro_tokens or (32768 if device.type == "cuda" else 4096)
 
 

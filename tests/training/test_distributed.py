@@ -16,7 +16,7 @@ import torch
 from qa.training import distributed
 from qa.training.distributed import (
     Runtime,
-    default_micro_tokens,
+    choose_micro_tokens,
     gather_objects,
     reseed,
     sum_gradients,
@@ -110,9 +110,9 @@ def test_a_gpu_multiplies_fp32_in_fp32_and_plans_no_attention_per_shape(monkeypa
 
 
 def test_micro_tokens_default_depends_on_the_device_and_a_given_number_stays():
-    assert default_micro_tokens(0, torch.device("cpu")) == 4096
-    assert default_micro_tokens(0, torch.device("cuda")) == 32768
-    assert default_micro_tokens(7, torch.device("cpu")) == default_micro_tokens(7, torch.device("cuda")) == 7
+    assert choose_micro_tokens(0, torch.device("cpu")) == 4096
+    assert choose_micro_tokens(0, torch.device("cuda")) == 32768
+    assert choose_micro_tokens(7, torch.device("cpu")) == choose_micro_tokens(7, torch.device("cuda")) == 7
 
 
 PROGRAM = """
