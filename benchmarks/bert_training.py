@@ -39,7 +39,7 @@ from qa.bert.reader import BertReader  # noqa: E402
 from qa.bert.windows import make_windows  # noqa: E402
 from qa.data.splits import first_passages  # noqa: E402
 from qa.data.squad import load_squad  # noqa: E402
-from qa.evaluation.scoring import final_answers, score_predictions  # noqa: E402
+from qa.evaluation.scoring import score_predictions, unrefused_answers  # noqa: E402
 from qa.settings import DEFAULTS  # noqa: E402
 from qa.training import distributed  # noqa: E402
 from qa.training.precision import Precision  # noqa: E402
@@ -115,7 +115,7 @@ def evaluation_benchmark(args) -> None:
         reader = BertReader(model, tokenizer, DEFAULTS["bert"], Precision(name, "cpu"), runtime,
                             distributed.choose_micro_tokens(None, runtime.device))
         predictions = reader.answer(data).predictions
-        return time.perf_counter() - begin, final_answers(predictions, None), score_predictions(data, predictions, None)
+        return time.perf_counter() - begin, unrefused_answers(predictions), score_predictions(data, predictions, None)
 
     ratios: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for number in range(args.rounds):

@@ -1,6 +1,6 @@
 """From a model's predictions to the official figures, and the choice of a no-answer threshold.
 
-    reader.answer(data) -> list of `Prediction` -> `score_predictions` -> metrics.py -> {"exact_match": 80.1, "f1": 88.2, ...}
+    reader.answer(data).predictions -> `score_predictions` -> metrics.py -> {"exact_match": 80.1, "f1": 88.2, ...}
 
 Input: `Prediction`s (prediction.py), made by bert/reader.py or llama/reader.py. Used by: evaluate.py, training/evaluator.py;
 results.py (`final_answers`, `no_answer_scores`).
@@ -15,11 +15,18 @@ from qa.evaluation.metrics import best_threshold, is_refused, question_scores, s
 from qa.prediction import Prediction
 
 
+def unrefused_answers(predictions: list[Prediction]) -> dict[str, str]:
+    """{id: text}, whatever the no-answer scores are."""
+    return {prediction.id: prediction.text for prediction in predictions}
+
+
 def final_answers(predictions: list[Prediction], na_threshold: float | None) -> dict[str, str]:
-    """{id: text}, the official form; "" where the no-answer score is above the threshold (v2.0)."""
-    refused = {question_id for question_id, score in no_answer_scores(predictions).items()
-               if na_threshold is not None and is_refused(score, na_threshold)}
-    return {prediction.id: "" if prediction.id in refused else prediction.text for prediction in predictions}
+    """{id: text}, the official form; "" where the no-answer score is above the threshold (v2.0). None (v1.1) refuses none."""
+    answers = unrefused_answers(predictions)
+    if na_threshold is None:
+        return answers
+    return answers | {question_id: "" for question_id, score in no_answer_scores(predictions).items()
+                      if is_refused(score, na_threshold)}
 
 
 def no_answer_scores(predictions: list[Prediction]) -> dict[str, float]:
@@ -27,8 +34,8 @@ def no_answer_scores(predictions: list[Prediction]) -> dict[str, float]:
 
 
 def score_predictions(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, float]:
-    """The official figures of `predictions` on `data`, and `raw_metrics`. A threshold of None is 0."""
-    texts = final_answers(predictions, None)
+    """The official figures of `predictions` on `data`, and `raw_metrics`. v2.0: without a threshold (None) it is 0."""
+    texts = unrefused_answers(predictions)
     if data.is_v2:
         metrics = score_v2(data.examples, texts, no_answer_scores(predictions), na_threshold or 0.0)
     else:
@@ -38,7 +45,7 @@ def score_predictions(data: SquadData, predictions: list[Prediction], na_thresho
 
 def choose_threshold(data: SquadData, predictions: list[Prediction]) -> float:
     """The no-answer threshold with the best F1 on `data`, to be used on other questions."""
-    return best_threshold(data.examples, final_answers(predictions, None), no_answer_scores(predictions))
+    return best_threshold(data.examples, unrefused_answers(predictions), no_answer_scores(predictions))
 
 
 def raw_metrics(data: SquadData, predictions: list[Prediction]) -> dict[str, float]:
