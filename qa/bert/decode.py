@@ -5,11 +5,12 @@ arXiv:1810.04805, section 4.2):
 
     score(s, e) = start[s] + end[e]        legal: s <= e < s + max_answer_length, all of it in the passage of one window
 
-    token      Ann   and   Bob           score(s, e), with answers of at most 2 tokens
-    start       3     0     2               e = Ann   and   Bob        Ann 4, Bob 4, Ann and 3, and Bob 2, and 0
-    end         1     0     2         s = Ann     4     3     .        (of equal scores: the earlier window, start, end)
-                                          and     .     0     2
+    token      Ann   met   Bob           score(s, e), with answers of at most 2 tokens
+    start       3     0     2               e = Ann   met   Bob
+    end         1     0     2         s = Ann     4     3     .
+                                          met     .     0     2
                                           Bob     .     .     4
+    best first: "Ann" 4, "Bob" 4, "Ann met" 3, "met Bob" 2, "met" 0      (of equal scores: the earlier window, start, end)
 
 A softmax over all legal spans of all windows turns scores into probabilities. In v2.0 "no answer" takes part in it:
 
@@ -21,7 +22,7 @@ Windows overlap, so the same characters are found more than once. They make one 
 confidences, not the sum: an answer shall not gain by lying where two windows overlap.
 
 Input: bert/reader.py's scores of the windows. Used by: the tests; `make_prediction` by decode_fast.py.
-P passage tokens of a window   M legal spans of all windows
+Letters: P passage tokens of a window, M legal spans of all windows.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ for that reason, it is searched again for twice as many spans.
 Questions of similar length are searched together, as one chunk. Questions of several windows, whose spans must be joined, go
 in chunks of their own. Used by: bert/reader.py.
 
-Q questions   T tokens of all windows   M candidates of all questions   D = max_answer_length   K spans searched for
-q, n: questions and windows of one chunk   W the most passage tokens in one of these windows   G ends in a block
-k = K, or fewer if a window has fewer
+Letters: Q questions, T tokens of all windows, M candidates of all questions, D = max_answer_length, K spans searched for,
+k = K, or fewer if a window has fewer; q questions and n windows of one chunk, W the most passage tokens in one of these
+windows, G ends in a block.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in 
 `load_bert` replaces that one function by a faster one, qa/cpu/attention.py, and dropout by qa/cpu/dropout.py.
 
 The parameters have the names of transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so each loads the other's
-checkpoints. Used by: train_bert.py, qa/reader.py.
+files. Used by: train_bert.py, qa/reader.py.
 
-B windows   L tokens   H hidden size
+Letters: B windows, L tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -124,7 +124,10 @@ def load_weights(model: BertSpanModel, folder: Path) -> None:
 
 
 def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionAnswering, bool]:
-    """Load every weight strictly; the head alone may be missing (then True), the heads of pretraining left over."""
+    """Load the weights. Returns True as well if the span head is missing.
+
+    Any other missing weight is an error, and so is a weight without a place, except the heads of pretraining.
+    """
     try:
         loaded, info = BertForQuestionAnswering.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention.register(), output_loading_info=True,

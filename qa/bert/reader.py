@@ -2,11 +2,13 @@
 
     SquadData -> windows -> start and end scores of every token -> the best spans -> Prediction
 
+decode.py explains the last step, decode_fast.py does it.
+
 The model reads the longest windows first: then the windows of a batch are alike in length, and little is padded. The scores go
 to their places in flat arrays, so the order changes nothing. Each rank scores its share, and every rank gets all scores.
 Used by: train_bert.py (held-out and final scores), qa/reader.py.
 
-T tokens of all windows together
+Letters: T tokens of all windows together, B windows of a batch, L tokens of the longest of them.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class BertReader:
 
 
 def check_finite(scores: Tensor, windows: Windows, data: SquadData) -> None:
-    """Refuse a model whose scores are not numbers, with the first question of which they are. scores: [T]."""
+    """If a score is NaN or infinite, raise a UserError that names the first such question. scores: [T]."""
     broken = np.flatnonzero(~scores.isfinite().cpu().numpy())
     if len(broken):
         rows = np.searchsorted(windows.bounds, broken, side="right") - 1

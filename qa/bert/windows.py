@@ -12,7 +12,7 @@ edge of one window is inside the next. (transformers calls the overlap "stride".
 Each passage and each question is tokenised once. Windows are flat arrays, not objects: 88,000 questions take some hundred
 megabytes. Used by: train_bert.py (batches of windows), bert/reader.py (scores back to characters, through `offsets`).
 
-N windows   T tokens of all windows together   B windows of a batch   L tokens of the longest of them
+Letters: N windows, T tokens of all windows together, B windows of a batch, L tokens of the longest of them.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
             summary.add(f"passage with more than {MAX_UNKNOWN_SHARE:.0%} of unknown tokens ({tokenizer.unk_token}): is this "
                         "the model's own tokenizer, and the model one for this language?", repr(passage.text[first:past]))
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
+        # Only after the labels: with later ends, an answer that begins with a mark would begin one token too early.
         offsets = ends_after_marks(offsets, passage.text)
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > most:

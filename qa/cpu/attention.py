@@ -2,9 +2,9 @@
 
     P = softmax(Q K^T / sqrt(d) + mask),   O = dropout(P) V          (Vaswani et al. 2017, section 3.2.1)
 
-PyTorch's own `scaled_dot_product_attention` computes this, and is the fastest on a GPU, and on a CPU in fp32 without gradients.
-In training on a CPU the plain matrix products of `_Attention` are faster, and in bf16 also without gradients. The backward
-pass uses an identity of FlashAttention (Dao et al. 2022, appendix B.2), which replaces a sum over [L, L] by one over [L, d]:
+PyTorch's own `scaled_dot_product_attention` computes this. It is the fastest on a GPU, and on a CPU for fp32 inference. On a
+CPU `_Attention` is faster for training, and for bf16 inference: it is made of plain matrix products. Its backward pass uses an
+identity of FlashAttention (Dao et al. 2022, appendix B.2), which replaces a sum over [L, L] by one over [L, d]:
 
     dS = P * (dP - rowsum(dP * P)),   rowsum(dP * P) = rowsum(dO * O)
 
@@ -12,7 +12,7 @@ It holds with dropout too, because O already contains the mask. `register` tells
 function of one's own must be registered for masks as well: otherwise transformers passes it no mask, and says nothing.
 Used by: bert/model.py.
 
-B windows   h heads   L tokens   d size of a head
+Letters: B windows, h heads, L tokens, d size of a head.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     dropout: drop probability of the attention weights (0 outside training).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    products = torch.is_grad_enabled() or query.dtype == torch.bfloat16
-    if products and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    ours_is_faster = torch.is_grad_enabled() or query.dtype == torch.bfloat16
+    if ours_is_faster and query.device.type == "cpu" and not torch.compiler.is_compiling():
         bias = None
         if attention_mask is not None:
             bias = torch.zeros(attention_mask.shape, dtype=query.dtype)

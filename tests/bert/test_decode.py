@@ -1,6 +1,6 @@
 """The simple decoder by hand; the fast one against it, on random windows; what both promise.
 
-One worked case, that of decode.py's docstring: the tokens "Ann", "and", "Bob" with the start scores 3, 0, 2 and the end scores
+One worked case, that of decode.py's docstring: the tokens "Ann", "met", "Bob" with the start scores 3, 0, 2 and the end scores
 1, 0, 2. The best answers of at most two tokens are "Ann" (3 + 1) and "Bob" (2 + 2), and "Ann" is the earlier one.
 """
 
@@ -99,14 +99,14 @@ def spans(prediction: Prediction) -> list[tuple[int, int, float]]:
 
 @BOTH
 def test_worked_case(decode):
-    """Tokens: [CLS] [SEP] Ann and Bob [SEP]."""
+    """Tokens: [CLS] [SEP] Ann met Bob [SEP]."""
     offsets = np.array([(0, 3), (4, 7), (8, 11)])
-    ann = case(["Ann and Bob"], [(0, 2, offsets)], np.float32([1, 9, 3, 0, 2, 9]), np.float32([0.5, 9, 1, 0, 2, 9]))
+    ann = case(["Ann met Bob"], [(0, 2, offsets)], np.float32([1, 9, 3, 0, 2, 9]), np.float32([0.5, 9, 1, 0, 2, 9]))
     (found,) = decode(ann, 4, 2, True)
     assert found.id == "0" and found.text == "Ann" and found.null_score == 1.5 and found.no_answer_score == 1.5 - 4
     assert [(candidate.text, candidate.score) for candidate in found.candidates] == [
-        ("Ann", 4), ("Bob", 4), ("Ann and", 3), ("and Bob", 2)]
-    total = 2 * math.exp(4) + math.exp(3) + math.exp(2) + math.exp(0) + math.exp(1.5)  # "and" is the fifth span
+        ("Ann", 4), ("Bob", 4), ("Ann met", 3), ("met Bob", 2)]
+    total = 2 * math.exp(4) + math.exp(3) + math.exp(2) + math.exp(0) + math.exp(1.5)  # "met" is the fifth span
     assert [candidate.confidence for candidate in found.candidates] == pytest.approx(
         [math.exp(score) / total for score in (4, 4, 3, 2)], rel=1e-6)
     assert found.null_confidence == pytest.approx(math.exp(1.5) / total, rel=1e-6)
