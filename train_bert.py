@@ -9,7 +9,7 @@
 Reads SQuAD, cuts it into windows, trains the encoder and the span head, and leaves in runs/.../model a folder that
 `AutoModelForQuestionAnswering.from_pretrained` loads. train_llama.py has the same sections in the same order.
 
-B windows of a micro-batch   L tokens of the longest of them
+Letters: B windows of a micro-batch, L tokens of the longest of them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
     say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; span head "
-        f"{'from the checkpoint' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
+        f"{'trained already' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
         *advice(options, typed, model), sep="\n")
     settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
     reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
@@ -135,12 +135,12 @@ def main() -> None:
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py
         scale = scaler.get_scale()
         scaler.step(optimizer)  # AdamW's update; none if a gradient overflowed in fp16
-        scaler.update()  # after such an overflow: halves the factor
+        scaler.update()  # halves the factor after an overflow, doubles it after 2,000 good steps in a row
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
 
         state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
-        log.step(state.step, mean_loss, len(batch), len(batch), options.log_every, grad_norm=grad_norm,
+        log.step(state.step, mean_loss, num_items=len(batch), weight=len(batch), every=options.log_every, grad_norm=grad_norm,
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped, padding=padding_share(shares, lengths))
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------

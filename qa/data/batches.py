@@ -1,14 +1,15 @@
-"""Which examples form a step, and which rank computes them.
+"""Which items form a step, and which rank computes them. An item is a window (BERT) or a question (LLaMA).
 
-A batch has `--batch-size` examples over all ranks and micro-batches together. The plan of an epoch depends only on
+A batch has `--batch-size` items over all ranks and micro-batches together. The plan of an epoch depends only on
 (lengths, batch size, seed, epoch): neither the number of ranks nor the memory of a device changes what is learnt, and a resumed
 run needs no state but the number of its step.
 
     epoch_plan:  shuffle all; sort each block of 50 batches by length; cut into batches; shuffle the batches
-    deal:        give each example of a batch to the rank with the least work; cut into micro-batches of `micro_tokens`
+    deal:        give each item of a batch to the rank with the least work; cut into micro-batches of `micro_tokens`
 
-Sorting makes the examples of a batch similar in length, so there is little padding; each epoch has other blocks.
-Used by: train_bert.py (`epoch_plan`, `deal`), train_llama.py (`passage_plan`), llama/packing.py (`deal`).
+Sorting makes the items of a batch similar in length, so there is little padding; each epoch has other blocks.
+Used by: train_bert.py (`epoch_plan`, `deal`), train_llama.py (`passage_plan`), llama/packing.py (`deal`), bert/reader.py
+(`cut`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ BLOCK_BATCHES = 50
 
 
 def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Cut the examples 0..N-1, of `lengths` [N] tokens, into batches: arrays of example indices, in the order of the steps.
+    """Cut the items 0..N-1, of `lengths` [N] tokens, into batches: arrays of item indices, in the order of the steps.
 
-    Every example is in exactly one batch. Of the ceil(N / batch_size) batches one may be smaller than the others.
+    Every item is in exactly one batch. Of the ceil(N / batch_size) batches one may be smaller than the others.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
@@ -34,9 +35,9 @@ def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 def passage_plan(passage_index: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Like `epoch_plan`, but the questions of a passage stay together, so that a row reads it once for all of them.
 
-    Passages are shuffled and, within blocks, sorted by length; then their questions are cut into batches of exactly
-    `batch_size`. So two neighbouring batches may share a passage. `passage_index` [N]: which passage each question is about;
-    `lengths` [N]: the tokens of each question, its passage included.
+    Passages are shuffled and, within blocks, sorted by length; then their questions are cut into batches of
+    `batch_size` (the last one may be smaller), and the batches are shuffled. So a passage may be in more than one batch.
+    `passage_index` [N]: which passage each question is about; `lengths` [N]: the tokens of each question, its passage included.
     """
     generator = np.random.default_rng([seed, epoch])
     passage_place = generator.permutation(int(passage_index.max()) + 1)[passage_index]  # [N] in the shuffled order
@@ -56,24 +57,24 @@ def _slices(array: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
-    """Divide a batch among the ranks so that they finish together: for every rank its micro-batches of example indices.
+    """Divide a batch among the ranks so that they finish together: for every rank its micro-batches of item indices.
 
-    From the longest example to the shortest, each goes to the rank with the fewest tokens so far (Graham's rule). A
-    micro-batch of B examples, the longest of L tokens, has B * L <= micro_tokens; a longer example is alone in its own. A rank
+    From the longest item to the shortest, each goes to the rank with the fewest tokens so far (Graham's rule). A
+    micro-batch of B items, the longest of L tokens, has B * L <= micro_tokens; a longer item is alone in its own. A rank
     with nothing to do has no micro-batches.
     """
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
     loads = np.zeros(num_ranks, dtype=np.int64)
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for example in longest_first:
+    for item in longest_first:
         rank = int(loads.argmin())
-        shares[rank].append(int(example))
-        loads[rank] += lengths[example]
+        shares[rank].append(int(item))
+        loads[rank] += lengths[item]
     return [cut(np.array(share, dtype=np.int64), lengths, micro_tokens) for share in shares]
 
 
 def cut(longest_first: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
-    """Cut examples, from the longest to the shortest, into micro-batches of at most `micro_tokens`."""
+    """Cut items, from the longest to the shortest, into micro-batches of at most `micro_tokens`."""
     micro_batches = []
     begin = 0
     while begin < len(longest_first):

@@ -27,9 +27,9 @@ class RunLog:
     The steps since the last line of log.jsonl are a stretch: its next line has their means.
     """
 
-    def __init__(self, path: Path, total_steps: int, example_name: str, runtime: Runtime) -> None:
+    def __init__(self, path: Path, total_steps: int, item_name: str, runtime: Runtime) -> None:
         self.is_main, self.total_steps = runtime.is_main, total_steps
-        self.example_name = example_name  # what a batch is made of: windows (BERT) or questions (LLaMA)
+        self.item_name = item_name  # what a batch is made of: windows (BERT) or questions (LLaMA)
         self.stretch: list[dict[str, Any]] = []  # one dict per step
         self.since = time.perf_counter()  # the beginning of the stretch
         self.bar: tqdm | None = None
@@ -38,11 +38,12 @@ class RunLog:
             self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
             self.file.write("\n" * is_cut)  # a crash left half a line: the next event begins its own
 
-    def step(self, step: int, loss: float, num_examples: int, weight: int, every: int, grad_norm: float,
+    def step(self, step: int, loss: float, num_items: int, weight: int, every: int, grad_norm: float,
              padding: float | None = None, **values: Any) -> None:
         """One optimizer step is done. After `every` steps a stretch ends.
 
-        loss: mean over the step's `weight` windows or answer tokens; the stretch's mean is over all of its own.
+        num_items: windows (BERT) or questions (LLaMA) of the step; `every`: --log-every.
+        loss: mean over the step's `weight` windows (BERT) or answer tokens (LLaMA); the stretch's mean is over all of its own.
         grad_norm, padding: the line has their means over the steps; norms that are not finite are left out.
         values: the line has them as they are at the last step (lr, skipped).
         """
@@ -51,7 +52,7 @@ class RunLog:
         if self.bar is None:  # opened late, so that it does not mix with what is said before the first step
             self.bar = tqdm(total=self.total_steps, initial=step - 1, unit="step", dynamic_ncols=True, smoothing=0.05,
                             disable=None)  # None: disabled if stderr is no terminal
-        self.stretch.append({"step": step, "loss_sum": loss * weight, "num_examples": num_examples, "weight": weight,
+        self.stretch.append({"step": step, "loss_sum": loss * weight, "num_items": num_items, "weight": weight,
                              "grad_norm": grad_norm, "padding": padding, "values": values})
         self.bar.update()
         if step % every == 0 or step == self.total_steps:
@@ -94,14 +95,14 @@ class RunLog:
         steps, seconds = self.stretch, now - self.since
         self.stretch, self.since = [], now
         loss = sum(step["loss_sum"] for step in steps) / sum(step["weight"] for step in steps)
-        speed = sum(step["num_examples"] for step in steps) / seconds
+        speed = sum(step["num_items"] for step in steps) / seconds
         norms = [step["grad_norm"] for step in steps if math.isfinite(step["grad_norm"])]
         paddings = [step["padding"] for step in steps if step["padding"] is not None]
         number, values = steps[-1]["step"], steps[-1]["values"]
-        self.write("step", step=number, loss=loss, **{f"{self.example_name}_per_second": speed}, **values,
+        self.write("step", step=number, loss=loss, **{f"{self.item_name}_per_second": speed}, **values,
                    **({"padding": fmean(paddings)} if paddings else {}),
                    grad_norm=fmean(norms) if norms else None, grad_norm_max=max(norms, default=None))
-        text = f"loss {loss:.4f}, lr {values['lr']:.2e}, {speed:.1f} {self.example_name}/s"
+        text = f"loss {loss:.4f}, lr {values['lr']:.2e}, {speed:.1f} {self.item_name}/s"
         if self.bar.disable:
             print(f"step {number} of {self.total_steps}: {text}", file=sys.stderr)
         else:
