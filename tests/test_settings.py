@@ -18,7 +18,7 @@ from qa.settings import DEFAULTS, ReadSettings, read_settings, resolve
 def test_worked_case():
     settings, sources = resolve("bert", {"overlap": 40, "data": "x"}, {"overlap": 64, "max_length": 256, "step": 7})
     assert (settings.overlap, settings.max_length, settings.max_answer_length) == (40, 256, 30)
-    assert (sources["overlap"], sources["max_length"], sources["max_answer_length"]) == ("typed", "checkpoint", "default")
+    assert (sources["overlap"], sources["max_length"], sources["max_answer_length"]) == ("typed", "saved", "default")
 
 
 @pytest.mark.parametrize("family", DEFAULTS)

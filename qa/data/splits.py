@@ -1,7 +1,7 @@
 """Parts of a data set: whole articles held out of training, and the first N questions of shuffled passages.
 
 The results depend on (passages, seed) only, and the input is not changed. Input: passages from squad.py. Used by: the train
-scripts, evaluate.py (`first_passages`), reader.py (`questions_that`).
+scripts, evaluate.py (`first_passages`), qa/reader.py (`questions_that`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qa.errors import UserError
 
 def training_split(data: SquadData, max_questions: int | None, share: float | None,
                    seed: int) -> tuple[list[Passage], SquadData | None]:
-    """The passages to learn from, and the held-out data to choose the checkpoint and the no-answer threshold on.
+    """The passages to learn from, and the held-out data: on these the run chooses its best step, and the threshold.
 
     `max_questions` is `--max-train-questions`, from the articles that are not held out; None: all. `share` is `--held-out`;
     None means 5% for v2.0 data, which needs a no-answer threshold, else 0. Nothing to learn from is a UserError.

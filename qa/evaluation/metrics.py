@@ -120,7 +120,8 @@ def best_threshold(examples: list[Example], predictions: dict[str, str], na_prob
     """The threshold with the highest F1 on these questions, to be used on other questions.
 
     If two have the same F1, the higher EM wins, then the lower threshold. Between two na_probs every threshold gives the same
-    scores here; we return the middle, so that it is equally far from both. To refuse no question it is the highest na_prob.
+    scores here; we return the middle, so that it is equally far from both. If it is best to refuse no question, we return the
+    highest na_prob.
     """
     scores_if_accepted = question_scores(examples, predictions, is_v2=True)
     thresholds, exact, f1 = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)  # [G + 1] each

@@ -57,7 +57,10 @@ def check_results_folder(folder: Path | str) -> None:
 
 
 def identity(ckpt: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """In these values two evaluations differ: the model (unless the folder is inside its own), the data, what was typed."""
+    """Two evaluations are the same if these are equal: model, data, and the typed options that change the answers.
+
+    A model that is a folder is left out: its results lie inside it, so they are of no other model.
+    """
     values = {"ckpt": "" if Path(ckpt).is_dir() else ckpt, "data": data, **settings}
     return {name: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
             for name, value in values.items()}

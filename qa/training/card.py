@@ -20,7 +20,10 @@ TITLES = {"bert": "BERT for extractive question answering", "lora": "LLaMA with 
 
 def model_card(options: TrainOptions, num_questions: int, precision: Precision, recipe: str, step: int,
                na_threshold: float | None, metrics: dict[str, Any]) -> str:
-    """The text of the card. recipe: what only this family has, such as the window length; metrics: a float is in percent."""
+    """The text of the card.
+
+    recipe: what only this family has, such as the window length. metrics: a float is in percent.
+    """
     metadata = {
         "base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
         "library_name": "peft" if options.kind == "lora" else "transformers", "license": "unknown",

@@ -55,7 +55,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
         run.mkdir(parents=True, exist_ok=True)
         for leftover in (*run.glob(".step-*.tmp"), *run.glob(".last.*.tmp")):  # of a process that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        # The run makes this step and later ones again if it was resumed from an earlier one, because these are damaged.
+        # A run whose newest checkpoints were damaged was resumed from an older one: it makes these steps again.
         _delete([folder for other, folder in _step_folders(run) if other >= step])
         _write(run, step, tensors, state)
         _delete([folder for _, folder in _step_folders(run)[keep:]])

@@ -7,8 +7,9 @@
     fp64   the whole model in double, for tests of exactness
 
 `--precision auto` takes bf16 on a GPU that computes it natively, else fp16. On a CPU it measures a matrix product of the
-model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. Its instructions do not tell: of two CPUs
-with avx512_bf16, one was 2.3 times as fast in bf16 as in fp32, the other 0.6 times.
+model's shape, and takes bf16 if that is at least MIN_SPEEDUP times as fast as fp32. The CPU's list of instructions does not
+tell: an AMD Zen 4 and an Intel without AMX both list avx512_bf16, but bf16 was 2.3 times as fast as fp32 on the first, and 0.6
+times on the second.
 
 Trainable parameters are fp32, except in fp64. Used by both train scripts, both readers and qa/reader.py; `at_least_fp32`
 by losses and decoders.

@@ -116,18 +116,18 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
     return recorded
 
 
-def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, examples: str) -> tuple[Path, Checkpoint | None]:
+def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data_sha256: str) -> tuple[Path, Checkpoint | None]:
     """Create the run's folder; with --resume, load its last checkpoint instead.
 
-    options: as `find_run` returned them. examples: the `fingerprint` of the training examples. Returns the folder, and the
-    checkpoint to go on from (None: start at step 0).
+    options: as `find_run` returned them. data_sha256: what `fingerprint` returned. Returns the folder, and the checkpoint to go
+    on from (None: start at step 0).
 
     Raises:
         UserError: the run was begun with other examples, or no checkpoint is whole.
     """
     folder, checkpoint = Path(options.out), None
     if options.resume:
-        if json.loads((folder / "options.json").read_bytes()).get("examples") != examples:
+        if json.loads((folder / "options.json").read_bytes()).get("examples") != data_sha256:
             raise UserError(f"--resume: the training examples are not those of {folder}: the data or the tokenizer has "
                             "changed; use the same, or choose another --out")
         checkpoint = load_checkpoint(folder)
@@ -140,7 +140,7 @@ def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, exam
         folder.mkdir(parents=True, exist_ok=True)
         print(f"the run is in {folder}")
         write_json(folder / "options.json", {
-            **asdict(options), "kind": options.kind, "examples": examples, "resolved_precision": precision.name,
+            **asdict(options), "kind": options.kind, "examples": data_sha256, "resolved_precision": precision.name,
             "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})
     return folder, checkpoint
 
