@@ -7,7 +7,8 @@ In each layer and head, token i computes weights over all tokens j. They are pos
 
     weight[i, j] = softmax over j of (q_i . k_j / sqrt(d))         Vaswani et al. 2017, section 3.2.1
 
-This page prints them for one token of the question, averaged over the heads of one layer.
+This page prints them for one token of the question, averaged over the heads of one layer. The code is transformers'
+`BertModel`, the encoder of qa/bert/model.py.
 """
 
 import sys

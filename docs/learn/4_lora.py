@@ -4,8 +4,8 @@
 
     y = W x + (alpha / r) B A x         W [4, 4] frozen,  A [1, 4] and B [4, 1] trained        (Hu et al. 2021, section 4.1)
 
-The target differs from W by a matrix of rank 1, so r = 1 can learn it exactly. B begins at zero: before the first step the
-layer is the base layer, to the bit. The code is qa/llama/lora.py; this page uses that very layer.
+The target differs from W by a matrix of rank 1, so r = 1 can learn it exactly. Here alpha / r = 1. B begins at zero: before the
+first step the layer is the base layer, to the bit. The code is qa/llama/lora.py; this page uses that very layer.
 """
 
 import sys

@@ -51,7 +51,7 @@ def main() -> None:
         print(f"{text(trie.prefix(step.node)):<12} {math.exp(step.log_prob):9.2f}  {whole:14.2f}{note}")
     print("\nnever run:")
     for log_prob, node in left_open:
-        print(f"{text(trie.prefix(node)):<16} {math.exp(log_prob):5.2f}  {record:.2f} or less, as is all that begins so")
+        print(f"{text(trie.prefix(node)):<16} {math.exp(log_prob):5.2f}  at most {record:.2f}, like all that begins with it")
     print(f"\nthe answer: {text(trie.prefix(best[0].node))!r}, probability {math.exp(best[0].answer_log_prob):.2f}; "
           f"{len(steps) - 1} of {len(trie.tokens) - 1} prefixes were run")
 
