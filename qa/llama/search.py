@@ -78,7 +78,7 @@ def best_first(trie: Trie, log_probs: Callable[[list[int]], tuple[Any, float]],
 class Span(NamedTuple):
     text: str
     start_char: int
-    end_char: int  # exclusive: context[start_char:end_char] == text
+    end_char: int  # exclusive: passage[start_char:end_char] == text
     log_prob: float
 
 
@@ -105,13 +105,13 @@ class Extraction:
 def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
     """One per example. Of a passage in pieces: the most probable spans of all pieces, each text once."""
     joined = []
-    for pieces, refusal in group_by_example(extractions):
+    for found, refusal in group_by_example(extractions):
         spans: dict[str, Span] = {}
-        for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
+        for span in sorted((span for one in found for span in one.spans), key=lambda span: (-span.log_prob, span[1:3])):
             spans.setdefault(span.text, span)
-        joined.append(replace(pieces[0], spans=list(spans.values())[: pieces[0].num_best], refusal_log_prob=refusal,
-                              open_bound=max(piece.open_bound for piece in pieces),
-                              **{name: sum(getattr(piece, name) for piece in pieces) for name in COUNTS}))
+        joined.append(replace(found[0], spans=list(spans.values())[: found[0].num_best], refusal_log_prob=refusal,
+                              open_bound=max(one.open_bound for one in found),
+                              **{name: sum(getattr(one, name) for one in found) for name in COUNTS}))
     return joined
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
+from qa.llama.greedy import next_log_probs
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import next_log_probs
 from qa.llama.search import best_first
 
 WIDEST = 60  # characters of a prefix that are shown; of a longer one the last
