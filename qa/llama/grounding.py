@@ -123,8 +123,9 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
 
 
 def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """[start_char, end_char) of the nearest of `spans` by edits, with any punctuation beside it, then the earliest, then the
-    shortest. If there are no `spans`: of all spans of the passage.
+    """The span with the fewest edits from `text`; punctuation beside a span may be added. [start_char, end_char).
+
+    Of equals the earliest, then the shortest. If there are no `spans`: of all spans of the passage.
     """
     if not spans:
         distance, starts = edit_table(text, units.text, units.starts)

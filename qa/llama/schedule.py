@@ -5,10 +5,10 @@
     choose   the prefixes to run next, the most promising first, and no more than the row of the cache has room for
     expand   what the model said about one of them: log P of each continuation, and of the end
 
-A pass takes `WIDTH` prefixes of a question, twice as many in every other pass of a long search, and none that is much less
-probable than the best one: it may never be needed. A prefix that nobody has scored yet may take part too, at a guess: half of
-its parent's probability, shared with its siblings. So several words are read in one pass, as with the drafts of greedy
-decoding.
+A pass takes `WIDTH` prefixes of a question, a number that doubles after every second pass, up to `MOST_WIDTH`. It takes none
+that is much less probable than the best one: that prefix may never be needed. A prefix that nobody has scored yet may take
+part too, at a guess: half of its parent's probability, shared with its siblings. So several words are read in one pass, as with
+the drafts of greedy decoding.
 
 All this changes the order of the work only. Without `max_expansions` the answers are those of `best_first` (tested). There is
 no model in this file. Used by: extract.py.

@@ -5,8 +5,8 @@ Greedy text need not be in the passage; and where it is, it need not be the most
     argmax  log P(s) = sum_i log P(t_i | prompt, t_1 .. t_{i-1}) + log P(end | prompt, t_1 .. t_n),   t_1 .. t_n = tokens(s)
 
 over the candidates s of candidates.py ("exact-extract", Castel et al. 2021, arXiv:2108.05857). t_1 .. t_n is the one encoding
-that training would use; other ways to write the same string add nothing to its probability. P(end) is the sum over all end
-tokens.
+that training would use. The same string has other tokenisations; we do not count their probability. P(end) is the sum over
+all end tokens.
 
 Castel et al. run one row of `max_answer_length` tokens for every start in the passage. `best_first` runs one prefix at a time,
 the most probable one first (branch and bound, Land & Doig 1960). No log-probability is positive, so a prefix is a bound on all
@@ -89,7 +89,7 @@ class Extraction:
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
-    open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
+    open_bound: float  # the highest log P that a candidate not looked at can have; -inf: none can beat `spans`
     num_expanded: int  # prefixes that were run
     num_passes: int  # that it took part in
     num_positions: int  # tokens fed after the cue
