@@ -8,8 +8,6 @@
 
 Reads SQuAD, writes each question as a prompt after its passage, trains LoRA on the answers' tokens alone, and leaves in
 runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. train_bert.py has the same sections in the same order.
-
-T tokens of a micro-batch, all rows in one sequence   N answer tokens of a micro-batch
 """
 
 from __future__ import annotations
@@ -133,7 +131,8 @@ def main() -> None:
         for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
             micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py
             with precision.autocast():
-                loss = forward(micro_batch) / num_answer_tokens  # a sum over N / all of `batch`; see qa/llama/loss.py
+                loss = forward(micro_batch)  # a sum over the rows' answer tokens; see AnswerLoss in qa/llama/loss.py
+            loss = loss / num_answer_tokens  # the micro-batch's part of the mean over all answer tokens of `batch`
             scaler.scale(loss).backward()  # adds to LoRA's .grad; times a factor in fp16, see qa/training/precision.py
             loss_sum += loss.detach()
 
@@ -155,8 +154,8 @@ def main() -> None:
         # ---------------------------------------------------------------------------------------------------------
 
         state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
-        log.step(state.step, mean_loss, len(batch), num_answer_tokens, options.log_every, grad_norm=grad_norm,
-                 lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
+        log.step(state.step, mean_loss, num_examples=len(batch), weight=num_answer_tokens, every=options.log_every,
+                 grad_norm=grad_norm, lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
         epoch_ends = (step + 1) % steps_per_epoch == 0

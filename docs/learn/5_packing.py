@@ -40,13 +40,14 @@ def main() -> None:
         print(f"{token:>9} " + " ".join(" x" if seen else " ." for seen in line))
 
     results = []
-    for name, batch in (("two rows", separate), ("one row", packed)):
+    for name, micro_batch in (("two rows", separate), ("one row", packed)):
         loss_of.zero_grad()
-        loss = loss_of(batch)
+        loss = loss_of(micro_batch)
         loss.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in loss_of.parameters()])
         results.append((loss.detach(), gradient))
-        print(f"\n{name}: {len(batch.input_ids)} tokens, loss {loss.item():.10f}, norm of the gradient {gradient.norm():.10f}")
+        print(f"\n{name}: {len(micro_batch.input_ids)} tokens, loss {loss.item():.10f}, "
+              f"norm of the gradient {gradient.norm():.10f}")
     (loss_1, gradient_1), (loss_2, gradient_2) = results
     print(f"\nlargest difference: loss {abs(loss_1 - loss_2):.0e}, gradient {(gradient_1 - gradient_2).abs().max():.0e}"
           "\n(all in fp64, but transformers' RMSNorm rounds to fp32: that is the difference)")

@@ -3,7 +3,7 @@
 In a transformer only attention looks at several tokens at once; norms, projections and MLPs treat each token alone. So
 the tokens of all rows go through the model as one flat sequence without any padding, and only attention lays them out:
 
-    flat [1, h, T, d]  --spread-->  rows [B, h, n, d]   softmax(Q K^T / sqrt(d) + mask) V   --gather-->  flat [1, T, h, d]
+    flat [1, h, T, d]  --spread-->  rows [B, h, L, d]   softmax(Q K^T / sqrt(d) + mask) V   --gather-->  flat [1, T, h, d]
 
 How transformers comes to call `packed_attention`: `use_packed_attention` puts it into transformers' list under NAME, and writes
 NAME into the model's config. LlamaAttention then looks NAME up in every layer. A caller (loss.py, cache.py) passes `layout=` to
@@ -12,10 +12,10 @@ without a `layout` (transformers' own `generate`) goes on to transformers' sdpa,
 
 `visible` is the mask: which tokens of a row may be seen (packing.py explains the segments). Where a key head serves g query
 heads, the queries of these g heads are laid side by side as queries of one head, so that no key is copied:
-[B, kv, g n, d] x [B, kv, C, d].
+[B, kv, g L, d] x [B, kv, C, d].
 
-Letters: B rows, n places per row, T tokens, C keys per row, h query heads, kv key heads, g = h / kv, d size of a head.
-Used by: loss.py, cache.py (decoding).
+Letters: B rows, L tokens of the longest, T tokens of all, C keys per row, h query heads, kv key heads, g = h / kv, d size of a
+head. Used by: loss.py, reading.py, cache.py; packing.py (Layout).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ NAME = "qa_packed"
 
 @dataclass(frozen=True)
 class Layout:
-    """The row, and the place in it, of each of the T tokens of a flat sequence."""
+    """Where each of the T tokens of a flat sequence goes in B rows of L slots."""
 
     rows: Tensor  # [T] int64, ascending
-    places: Tensor  # [T] int64: row * width + slot
+    places: Tensor  # [T] int64: row * width + slot, its index once the rows are joined end to end
     num_rows: int
-    width: int  # tokens of the longest row
+    width: int  # L
     is_cached: bool  # keys and values come from a KVCache, laid out already
 
     @staticmethod
     def from_rows(rows: Tensor, num_rows: int, is_cached: bool = False) -> Layout:
-        """`rows`: [T] the row of each token, ascending. In a row the tokens take one place after another."""
+        """`rows`: [T] the row of each token, ascending. In a row the tokens take one slot after another."""
         slots = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
         width = int(slots.max()) + 1
         return Layout(rows, rows * width + slots, num_rows, width, is_cached)
@@ -53,26 +53,27 @@ class Layout:
         return replace(self, rows=self.rows.to(device), places=self.places.to(device))
 
     def spread(self, flat: Tensor, fill: float = 0) -> Tensor:
-        """[T, ...] -> [B, n, ...], `fill` where there is no token."""
+        """[T, ...] -> [B, L, ...], `fill` where there is no token."""
         shape = flat.shape[1:]
-        places = flat.new_full((self.num_rows * self.width, *shape), fill)
-        return places.index_copy(0, self.places, flat).view(self.num_rows, self.width, *shape)
+        spread = flat.new_full((self.num_rows * self.width, *shape), fill)
+        return spread.index_copy(0, self.places, flat).view(self.num_rows, self.width, *shape)
 
     def gather(self, spread: Tensor) -> Tensor:
-        """[B, n, ...] -> [T, ...]"""
+        """[B, L, ...] -> [T, ...]"""
         return spread.flatten(0, 1).index_select(0, self.places)
 
 
 def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """Which keys a query may see; [B, 1, n, C] bool. The queries are the last n of the C keys; earlier keys come from a cache.
+    """Which keys a query may see; [B, 1, L, C] bool. The queries are the last L of the C keys; earlier keys come from a cache.
 
-    query_segments: [B, n]; key_segments: [B, C]. 0 is seen by all later ones of the row, -1 by none but -1.
+    query_segments: [B, L]; key_segments: [B, C]. Keys of segment 0 are seen by all later tokens of the row. Empty places (-1)
+    are seen by empty places only.
     """
     num_queries, num_keys = query_segments.shape[1], key_segments.shape[1]
     index = torch.arange(num_keys, device=key_segments.device)
-    not_later = index <= index[num_keys - num_queries :, None]  # [n, C]
+    not_later = index <= index[num_keys - num_queries :, None]  # [L, C]
     query_segments, key_segments = query_segments[:, :, None], key_segments[:, None, :]
-    shared_or_own = (key_segments == 0) | (key_segments == query_segments)  # [B, n, C]
+    shared_or_own = (key_segments == 0) | (key_segments == query_segments)  # [B, L, C]
     return (not_later & shared_or_own)[:, None]
 
 
@@ -84,21 +85,21 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     Args:
         query: [1, h, T, d].
         key, value: [1, kv, T, d], or [B, kv, C, d] from a cache.
-        attention_mask: [B, 1, n, C], as `visible` makes it.
+        attention_mask: [B, 1, L, C], as `visible` makes it.
 
     Returns [1, T, h, d], and None for the attention weights, which nobody asks for.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    B, n, kv = layout.num_rows, layout.width, key.shape[1]
+    B, L, kv = layout.num_rows, layout.width, key.shape[1]
     _, h, _, d = query.shape
-    query = layout.spread(query[0].transpose(0, 1).reshape(-1, kv, h // kv, d))  # [B, n, kv, g, d]
-    query = query.permute(0, 2, 3, 1, 4).reshape(B, kv, h // kv * n, d)
+    query = layout.spread(query[0].transpose(0, 1).reshape(-1, kv, h // kv, d))  # [B, L, kv, g, d]
+    query = query.permute(0, 2, 3, 1, 4).reshape(B, kv, h // kv * L, d)
     if not layout.is_cached:
-        key, value = (layout.spread(flat[0].transpose(0, 1)).transpose(1, 2) for flat in (key, value))  # [B, kv, n, d]
-    mask = attention_mask.repeat(1, 1, h // kv, 1)  # [B, 1, g n, C]
-    output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)  # [B, kv, g n, d]
-    output = output.view(B, kv, h // kv, n, d).permute(0, 3, 1, 2, 4).reshape(B, n, h, d)
+        key, value = (layout.spread(flat[0].transpose(0, 1)).transpose(1, 2) for flat in (key, value))  # [B, kv, L, d]
+    mask = attention_mask.repeat(1, 1, h // kv, 1)  # [B, 1, g L, C]
+    output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)  # [B, kv, g L, d]
+    output = output.view(B, kv, h // kv, L, d).permute(0, 3, 1, 2, 4).reshape(B, L, h, d)
     return layout.gather(output)[None], None
 
 

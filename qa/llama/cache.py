@@ -5,7 +5,8 @@ and the earlier tokens of its own question; its segment says which these are. So
 (greedy.py) and scoring a given answer. Exact decoding (extract.py) tries many answers to one question at the same time. Its
 tokens form a tree, and `seen` lists for each token the columns of its ancestors: " tower" sees " The", but not " 1889".
 
-Shapes: B rows, T new tokens in all, n of the row that has most, C columns of the cache, H hidden size.
+Letters: B rows, T new tokens in all, L of the row that has most, C columns of the cache, A ancestors of the deepest token and
+itself, H hidden size. Used by: reading.py, greedy.py, extract.py.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class KVCache:
         return self.length
 
     def reserve(self, num_columns: int) -> None:
-        """Make room for so many columns in all."""
+        """Make room for `num_columns` columns in all."""
         missing = num_columns - self.segments.shape[1]
         if missing <= 0:
             return
@@ -76,18 +77,18 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
     """Run the model on T new tokens, some for each row of the cache: hidden states [T, H].
 
     Args:
-        rows, ids, positions, segments: [T]; `rows` ascending. A token sees the passage, and its segment's tokens before it. A
-            row's first token is written to the column `cache.length`, the next one to the next column.
-        keep: whether the tokens stay in the cache, in the columns `cache.columns` [T].
+        rows: [T], ascending. A row's first token is written to the column `cache.length`, its next one to the next column.
+        ids, positions, segments: [T]. A token sees the passage, and the earlier tokens of its own segment.
+        keep: whether the tokens stay in the cache. Their columns are `cache.columns` [T].
         seen: [T, A] for a tree: the columns of each token's ancestors and of itself. Only tokens that list a column see it.
     """
     layout = Layout.from_rows(rows, len(cache.segments), is_cached=True)
     end, slots = cache.length + layout.width, layout.places % layout.width
     cache.reserve(end)
     cache.rows, cache.columns, cache.end = rows, cache.length + slots, end
-    spread_segments = layout.spread(segments, fill=-1)  # [B, n]
+    spread_segments = layout.spread(segments, fill=-1)  # [B, L]
     cache.segments[:, cache.length : end] = spread_segments if seen is None else -1
-    mask = visible(spread_segments, cache.segments[:, :end])  # [B, 1, n, C]
+    mask = visible(spread_segments, cache.segments[:, :end])  # [B, 1, L, C]
     if seen is not None:
         mask[rows[:, None], 0, slots[:, None], seen] = True
     hidden = model.model(

@@ -1,7 +1,7 @@
 """The candidates of exact decoding: which spans of a passage may be an answer, as a trie of their tokens.
 
 A candidate begins where a small unit of the passage begins, ends where one ends (units.py: a run of letters, a run of digits,
-any other character), and has at most so many tokens. Its tokens are those of `PromptTemplate.answer_ids`, as in training:
+any other character), and has at most `max_tokens` tokens. Its tokens are those of `PromptTemplate.answer_ids`, as in training:
 
     passage      The tower (1889) ...
     units        The | tower | ( | 1889 | )
@@ -78,7 +78,7 @@ class Trie:
 def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Sequence[int] | None = None) -> Trie:
     """All candidates of a passage with at most `max_tokens` tokens, the end token included; each is encoded by itself.
 
-    stops: for each unit, one that no candidate from there reaches, where that is known; it saves time.
+    stops[u], if given: no candidate that begins at unit u gets as far as unit stops[u]. It saves time.
     """
     trie, units = Trie(), cut(text, SMALL_UNITS)
     for first in range(len(units)):

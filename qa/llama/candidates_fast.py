@@ -74,7 +74,7 @@ def _encode_parts(template: PromptTemplate, units: Units, firsts: Iterable[int],
                   begin: bool) -> dict[int, list[Part]]:
     """For each of the units `firsts`: the strings from there up to a unit below stops[first], in order.
 
-    begin: they begin an answer; else they go on in one, with the space before them.
+    begin: each text is the start of an answer. Else it is inside an answer, and is encoded with the space before it.
     """
     pairs = [(first, last) for first in firsts for last in range(first, stops[first])]
     texts = [("" if begin else _space_before(units, first)) + answer_string(units, first, last) for first, last in pairs]
@@ -91,7 +91,7 @@ def _space_before(units: Units, first: int) -> str:
 
 
 def _stops(template: PromptTemplate, units: Units, max_tokens: int) -> list[int]:
-    """For each unit, one that no candidate from there reaches: `max_tokens` of the longest tokens end before it.
+    """stops[u] for each unit u: no candidate that begins at u gets as far as unit stops[u], even with the longest tokens.
 
     A tokenizer writes text in letters of its own (" 塔" is "Ġå¡Ķ" in bytes, "▁<0xE5><0xA1><0x94>" to Llama 2), and a token is a
     string of these. So one token takes an encoding at most as far as the longest token that is found in the passage, so

@@ -48,7 +48,7 @@ def chat_frame(tokenizer, instruction: str, demonstrations: Sequence[Demonstrati
     """The frame that the tokenizer's chat template writes. It depends on the arguments alone."""
     messages = [{"role": "system", "content": instruction}]
     for shown in demonstrations:
-        messages += [{"role": "user", "content": ask(shown.context, shown.question)},
+        messages += [{"role": "user", "content": ask(shown.passage, shown.question)},
                      {"role": "assistant", "content": f"{CUE} {shown.answer}"}]
     messages.append({"role": "user", "content": ask(PASSAGE, QUESTION)})
     answered = [*messages, {"role": "assistant", "content": f"{CUE} {ANSWER}"}]

@@ -16,7 +16,7 @@ from qa.llama.wording import answer_text, one_line
 
 @dataclass(frozen=True)
 class Demonstration:
-    context: str
+    passage: str
     question: str
     answer: str  # the refusal for an unanswerable question
 

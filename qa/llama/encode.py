@@ -21,7 +21,7 @@ from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate
 from qa.llama.wording import answer_text
 
-Answer = TypeVar("Answer")  # greedy.py's Generation, search.py's Extraction
+Found = TypeVar("Found")  # in one piece, by a decoder: greedy.py's Generation, search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,7 +29,7 @@ class Piece:
     """A passage, or a piece of one, encoded. All its questions have the same object: so we know which may share a row."""
 
     ids: list[int]
-    text: str  # the passage's, from start_char on
+    text: str  # the passage's characters start_char to end_char (exclusive)
     start_char: int
 
     @property
@@ -55,8 +55,8 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
     Args:
         max_length: the most tokens of prompt and answer: the model's context, or --max-length.
         overlap: tokens that neighbouring pieces of a passage share (half a piece at most).
-        max_new_tokens: 0 for training: one prompt per example, each of which must be trainable, with its answer.
-            Otherwise for decoding: one per example and piece, in order, with room for so long an answer.
+        max_new_tokens: training: 0; each example gives one prompt, with its answer (so each must be trainable). Decoding: the
+            most tokens of an answer; each example gives one prompt per piece, in order, with that much room.
 
     Returns:
         The prompts, and one line for each kind of cut that was made, to print.
@@ -93,16 +93,16 @@ def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndar
     return np.array(passage, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
-def group_by_example(found: Iterable[Answer]) -> list[tuple[list[Answer], float | None]]:
+def group_by_example(found: Iterable[Found]) -> list[tuple[list[Found], float | None]]:
     """For each example: what a decoder found in each piece of its passage; on v2.0 also the log P of its refusal.
 
     That is the least over the pieces: a passage has an answer if one of its pieces has.
     """
-    by_example: dict[int, list[Answer]] = {}
-    for answer in found:
-        by_example.setdefault(answer.prompt.example_index, []).append(answer)
-    return [(answers, min((answer.refusal_log_prob for answer in answers if answer.refusal_log_prob is not None), default=None))
-            for answers in by_example.values()]
+    by_example: dict[int, list[Found]] = {}
+    for one in found:
+        by_example.setdefault(one.prompt.example_index, []).append(one)
+    return [(group, min((one.refusal_log_prob for one in group if one.refusal_log_prob is not None), default=None))
+            for group in by_example.values()]
 
 
 def all_tokens(prompts: Sequence[Prompt]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Exact decoding of many questions at once: the searches of schedule.py, run by the model. Skip on first reading.
 
-search.py says what is searched, and why the result is exact. Here a forward pass serves all questions of a batch, each with
-several prefixes. The passage is read once (reading.py), and each prefix is fed once: the tokens stay in the cache, as a tree. A
-token sees the passage, its question and its own ancestors in the tree:
+search.py says what is searched, and why the result is exact. Here a forward pass serves all questions of a micro-batch, each
+with several prefixes. The passage is read once (reading.py), and each prefix is fed once: the tokens stay in the cache, as a
+tree. A token sees the passage, its question and its own ancestors in the tree:
 
     columns    passage  q1  q2 | The  1889  tower |        row 0: " The" and " 1889" were fed; " tower" follows " The"
     tower      x x x x  x   -  |  x    -     x    |
@@ -10,6 +10,9 @@ token sees the passage, its question and its own ancestors in the tree:
 When a row's tree is larger than its share of `micro_tokens`, the cache forgets it; what is needed of it later is fed again.
 
 Input: prompts from encode.py. Used by: llama/reader.py (--decode exact).
+
+Letters: Q questions of a micro-batch, T tokens fed in a pass, A ancestors of the deepest and itself, N continuations of all,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -30,8 +33,6 @@ from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, read, r
 from qa.llama.schedule import Search
 from qa.llama.search import Extraction
 
-# Q questions of a batch, T tokens fed in a pass, A ancestors of the deepest, N continuations of all of them
-
 
 @torch.inference_mode()
 def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
@@ -41,9 +42,9 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
     Args:
         max_answer_length: tokens of a span at most, the end token included.
         micro_tokens: bounds the memory: tokens of a pass, padding included, logits, and (unless one row is longer) the cache.
-        max_expansions: a search that has run so many prefixes ends without proof, once it has found a span.
+        max_expansions: after this number of prefixes a search ends without proof, once it has found a span.
     """
-    # So many rows of logits take no more memory than the hidden states of a batch that is read.
+    # `chunk` rows of logits take no more memory than the hidden states of a micro-batch that is read.
     chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
     found: dict[Prompt, Extraction] = {}
     for reading in read(model, template, prompts, micro_tokens):
@@ -59,7 +60,7 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
 
 def _run_searches(model, reading: Reading, template: PromptTemplate, searches: list[Search], micro_tokens: int,
                   chunk: int) -> None:
-    """Run the searches of a batch to their ends, together. The reading's cache is used up. chunk: rows of logits at a time."""
+    """Run the searches of a micro-batch to their ends, together. The reading's cache is used up. chunk: rows of logits at once."""
     _expand(model, template, reading.hidden, [(search, ROOT) for search in searches], chunk)
     cache, begin, rows = reading.cache, reading.cache.length, reading.rows.tolist()
     while open_questions := [q for q, search in enumerate(searches) if not search.is_done]:

@@ -11,7 +11,10 @@ its own question and its own answer so far:
     row 0        instruction  passage 0  q1  q2  q3   | 1 2 3  | 1 3    |       (question 2 has ended)
     row 1        instruction  passage 1  q1  q2       | 1 2 .  | 2 .    |
 
-Where a draft is right (drafts.py), a pass adds several tokens. Input: prompts from encode.py. Used by: llama/reader.py.
+Where a draft is right (drafts.py), a pass adds several tokens. Input: prompts from encode.py. Used by: llama/reader.py;
+trace.py (`next_log_probs`).
+
+Letters: L tokens of the longest row, T tokens fed in a pass, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,9 +32,15 @@ from qa.llama.cache import forward_tokens
 from qa.llama.drafts import accept, make_draft
 from qa.llama.encode import Prompt, group_by_example
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import Reading, drop_ended_rows, next_log_probs, next_logits, read, refusal_log_probs
+from qa.llama.reading import Reading, drop_ended_rows, next_logits, read, refusal_log_probs
+from qa.training.precision import at_least_fp32
 
-# T tokens fed in a pass, H hidden size, V vocabulary
+
+@torch.inference_mode()
+def next_log_probs(model, ids: list[int]) -> Tensor:
+    """log P of each token that may follow `ids`: [V]. The plain way: the whole sequence through the model, no cache."""
+    logits = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+    return at_least_fp32(logits).log_softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -71,14 +80,14 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
     answers: dict[Prompt, Generation] = {}
     for reading in read(model, template, prompts, micro_tokens):
         refusals = refusal_log_probs(model, reading, template)
-        for generation, refusal in zip(decode(model, reading, template, max_new_tokens), refusals, strict=True):
+        for generation, refusal in zip(write_answers(model, reading, template, max_new_tokens), refusals, strict=True):
             generation.text = template.decode(generation.token_ids)
             generation.refusal_log_prob = refusal
             answers[generation.prompt] = generation
     return [answers[prompt] for prompt in prompts]
 
 
-def decode(model, reading: Reading, template: PromptTemplate, max_new_tokens: int) -> list[Generation]:
+def write_answers(model, reading: Reading, template: PromptTemplate, max_new_tokens: int) -> list[Generation]:
     """Take the most probable token until it is an end token. The reading's cache is used up."""
     cache, device = reading.cache, model.device
     rows, segments, positions = (values.tolist() for values in (reading.rows, reading.segments, reading.positions))
@@ -141,7 +150,7 @@ def _is_open(answer: Generation, max_new_tokens: int) -> bool:
 def best_pieces(generations: Sequence[Generation], refusal: str | None) -> list[Generation]:
     """One answer per example. Of a passage in pieces: the most probable that is no refusal and not empty, if there is one."""
     chosen = []
-    for pieces, refusal_log_prob in group_by_example(generations):
-        best = max(pieces, key=lambda piece: (piece.text not in ("", refusal), piece.log_prob))
+    for answers, refusal_log_prob in group_by_example(generations):
+        best = max(answers, key=lambda answer: (answer.text not in ("", refusal), answer.log_prob))
         chosen.append(replace(best, refusal_log_prob=refusal_log_prob))
     return chosen

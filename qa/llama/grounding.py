@@ -42,7 +42,7 @@ from qa.llama.units import LARGE_UNITS, Units, cut
 
 @dataclass(frozen=True, slots=True)
 class Grounded:
-    """`context[start_char:end_char] == text`, `end_char` exclusive; both are None if the kind is "empty"."""
+    """`passage[start_char:end_char] == text`, `end_char` exclusive; both are None if the kind is "empty"."""
 
     text: str
     start_char: int | None
@@ -60,13 +60,13 @@ def _tokens(part: str) -> list[str]:
     return normalize_answer(part).split()
 
 
-def ground(text: str, context: str) -> Grounded:
-    """Find `text`, or the span nearest to it, in `context`."""
-    text, units = text.strip(), cut(context, LARGE_UNITS)
+def ground(text: str, passage: str) -> Grounded:
+    """Find `text`, or the span nearest to it, in `passage`."""
+    text, units = text.strip(), cut(passage, LARGE_UNITS)
     if not text or not units.starts:
         return Grounded("", None, None, "empty")
     start = units.find(text)  # "art" in "an art" rather than in "a part"
-    start = start if start >= 0 else context.find(text)
+    start = start if start >= 0 else passage.find(text)
     kind, end = "exact", start + len(text)
     if start < 0:
         normalised = normalize_answer(text)
@@ -78,7 +78,7 @@ def ground(text: str, context: str) -> Grounded:
             kind, (start, end) = "normalised", min(equal, key=lambda span: (span[1] - span[0], span))
         else:
             kind, (start, end) = "repaired", _fewest_edits(text, units, solid, spans)
-    return Grounded(context[start:end], start, end, kind)
+    return Grounded(passage[start:end], start, end, kind)
 
 
 def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
@@ -123,8 +123,9 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
 
 
 def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """[start_char, end_char) of the nearest of `spans` by edits, with any punctuation beside it, then the earliest, then the
-    shortest. If there are no `spans`: of all spans of the passage.
+    """The span with the fewest edits from `text`; punctuation beside a span may be added. [start_char, end_char).
+
+    Of equals the earliest, then the shortest. If there are no `spans`: of all spans of the passage.
     """
     if not spans:
         distance, starts = edit_table(text, units.text, units.starts)

@@ -3,22 +3,23 @@
     y = W x + (alpha / r) B A dropout(x)        Hu et al. 2021, "LoRA", section 4.1, equation 3
     y = W x + (alpha / sqrt(r)) B A dropout(x)  Kalajdzievski 2023, "rsLoRA": keeps its size as r grows
 
-            x [L, in]
+            x [T, in]
        +-------+---------+
        |                 |
     W, frozen         dropout           W      [out, in]  the pretrained weight, in whatever type it is held
        |                 |
-       |         A [r, in], trained     A      random, so that its gradient is not the same for every row
+       |         A [r, in], trained     A      random: rows that begin equal would stay equal, and r rows
+       |                 |                     would learn no more than one
        |                 |
        |         B [out, r], trained    B      zero, so that training starts at exactly the base model
        +-------+---------+
                |  +
-            y [L, out]
+            y [T, out]
 
 `model.py` gives the base model, `train_llama.py` calls `inject_lora` before it builds the optimizer, `targets.py` says which
 layers and how strong, `adapter.py` stores the result as a PEFT folder.
 
-Letters: L tokens, in / out features of a linear layer, r rank.
+Letters: T tokens, in / out features of a linear layer, r rank.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class LoRALinear(nn.Module):
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
         low = self.lora_A(x) * self.scale  # [..., r]: scaled where there is least to multiply
-        return (y + self.lora_B(low)).to(y.dtype)  # a half-precision y is added to in fp32, then rounded once
+        return (y + self.lora_B(low)).to(y.dtype)  # outside autocast a half-precision y is promoted: sum in fp32, one rounding
 
     @torch.no_grad()
     def merge(self) -> None:

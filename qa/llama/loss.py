@@ -6,7 +6,8 @@ packed rows of packing.py, each passage once. Both give the same loss and gradie
 One step cannot be seen here: `AnswerLoss` gives LlamaModel an argument that it does not know, `layout`, and transformers hands
 it on to `packed_attention` in attention.py.
 
-Used by: train_llama.py.
+Letters: B rows of a micro-batch, L tokens of the longest, T tokens of all, N answer tokens of the micro-batch, H hidden size,
+V vocabulary. Used by: train_llama.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from qa.llama.attention import use_packed_attention, visible
 from qa.llama.encode import Prompt
-from qa.llama.packing import Batch
+from qa.llama.packing import MicroBatch
 from qa.training.precision import at_least_fp32
-
-# B rows of a batch, T tokens of all rows, L tokens of one, N answer tokens of a batch, H hidden size, V vocabulary
 
 
 def plain_answer_loss(model: nn.Module, prompts: Sequence[Prompt], instruction_ids: list[int]) -> Tensor:
@@ -37,9 +36,9 @@ def plain_answer_loss(model: nn.Module, prompts: Sequence[Prompt], instruction_i
 
 
 class AnswerLoss(nn.Module):
-    """The same sum, over a batch of packed rows.
+    """The same sum, over a micro-batch of packed rows.
 
-    A module, so that the loss is one `forward`: torch.compile and DistributedDataParallel see all of it.
+    A module with one `forward`, so that torch.compile gets the model, the language-model head and the loss together.
     """
 
     def __init__(self, model: nn.Module):
@@ -47,12 +46,12 @@ class AnswerLoss(nn.Module):
         use_packed_attention(model)
         self.model = model  # LlamaForCausalLM
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The sum, a scalar in at least fp32; `len(batch.targets)` is the number of its terms."""
-        segments = batch.layout.spread(batch.segments, fill=-1)  # [B, L]
+    def forward(self, micro_batch: MicroBatch) -> Tensor:
+        """The sum, a scalar in at least fp32; `len(micro_batch.targets)` is the number of its terms."""
+        segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)  # [B, L]
         hidden = self.model.model(
-            input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=visible(segments, segments),
-            layout=batch.layout, use_cache=False,
+            input_ids=micro_batch.input_ids[None], position_ids=micro_batch.positions[None],
+            attention_mask=visible(segments, segments), layout=micro_batch.layout, use_cache=False,
         ).last_hidden_state[0]  # [T, H]
-        logits = self.model.lm_head(hidden[batch.predicting])  # [N, V], never [T, V]
-        return cross_entropy(at_least_fp32(logits), batch.targets, reduction="sum")
+        logits = self.model.lm_head(hidden[micro_batch.predicting])  # [N, V], never [T, V]
+        return cross_entropy(at_least_fp32(logits), micro_batch.targets, reduction="sum")

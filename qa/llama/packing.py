@@ -1,4 +1,4 @@
-"""A passage is read once: rows that hold a passage and all of its questions.
+"""A passage is read once: rows that hold a passage and questions about it.
 
 SQuAD asks about five questions per passage. In a causal model a passage's keys and values do not depend on the question
 after it. So one row serves them all, and each question sees the passage and itself only:
@@ -16,9 +16,11 @@ after it. So one row serves them all, and each question sees the passage and its
 
 So the loss is exactly that of one row per question, at about a third of the tokens. Positions restart after the passage:
 passage + question + answer must fit the model's context, the row need not. The model predicts the answer's last token, its
-end, but does not read it. The rows of a batch follow each other in one flat sequence; attention.py keeps them apart.
+end, but does not read it. The rows of a micro-batch follow each other in one flat sequence; attention.py keeps them apart.
 
-Input: prompts from encode.py. Used by: train_llama.py and loss.py; reading.py (the rows).
+Input: prompts from encode.py. Used by: train_llama.py, loss.py, reading.py.
+
+Letters: B rows of a micro-batch, L tokens of the longest, T tokens of all, N answer tokens of the micro-batch.
 """
 
 from __future__ import annotations
@@ -34,8 +36,6 @@ from torch import Tensor
 from qa.data.batches import deal
 from qa.llama.attention import Layout
 from qa.llama.encode import Piece, Prompt
-
-# B rows of a batch, L tokens of the longest, T tokens of all, N answer tokens of a batch
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, m
     """
     rows = _make_rows(prompts)
     lengths = np.array([num_instruction + row.num_tokens() for row in rows])
-    no_cut = int(lengths.sum()) * len(rows)  # a bound so high that `deal` leaves each rank's share in one piece
+    no_cut = int(lengths.sum()) * len(rows)  # a bound so high that `deal` leaves each rank's share uncut
     shares = deal(np.arange(len(rows)), lengths, num_ranks, no_cut)
     dealt = [[prompt for numbers in share for number in numbers for prompt in rows[number].prompts] for share in shares]
     return [micro_batches(prompts, num_instruction, micro_tokens) for prompts in dealt]
 
 
 @dataclass
-class Batch:
+class MicroBatch:
     """Rows as one flat sequence of T tokens, without padding. `prompts`: the questions in order; ids for messages."""
 
     prompts: list[Prompt]
@@ -99,15 +99,15 @@ class Batch:
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     segments: Tensor  # [T] int64: 0 instruction and passage; 1, 2, ... a row's questions
-    predicting: Tensor  # [N] int64: the tokens at which an answer token is predicted, those before it
+    predicting: Tensor  # [N] int64: places in the sequence; the token there predicts the next token, which is an answer token
     targets: Tensor  # [N] int64: these answer tokens
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> MicroBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | Layout)}
         return replace(self, **moved)
 
 
-def collate(rows: Sequence[Row], instruction_ids: list[int], instruction_is_cached: bool = False) -> Batch:
+def collate(rows: Sequence[Row], instruction_ids: list[int], instruction_is_cached: bool = False) -> MicroBatch:
     """Lay rows out as tensors. In decoding, where answers are empty, `predicting` has the last token of every cue.
 
     instruction_is_cached: the instruction itself is left out, and positions begin after it.
@@ -129,4 +129,4 @@ def collate(rows: Sequence[Row], instruction_ids: list[int], instruction_is_cach
     prompts = [prompt for row in rows for prompt in row.prompts]
     targets = [id for prompt in prompts for id in prompt.answer_ids]
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (ids, positions, segments, predicting, targets))
-    return Batch(prompts, Layout.from_rows(torch.tensor(row_numbers), len(rows)), *tensors)
+    return MicroBatch(prompts, Layout.from_rows(torch.tensor(row_numbers), len(rows)), *tensors)

@@ -23,13 +23,13 @@ answer begins with the token " Denver", as it does in the passage and in all tha
 tokenizers put a "▁" before all that is encoded alone ("\n" + "What" would decode to "\n What"): with them, we encode a
 part that comes after another with a newline before it, and cut the newline's tokens off.
 
-Used by: encode.py, candidates.py, greedy.py, extract.py.
+Made by: train_llama.py, qa/reader.py. Used by: encode.py, candidates.py, candidates_fast.py, reading.py, greedy.py, extract.py,
+trace.py, llama/reader.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from qa.errors import UserError
 from qa.llama.chat import DATE, PLAIN_FRAME, chat_frame
@@ -57,7 +57,7 @@ class PromptTemplate:
         a = tokenizer("a", add_special_tokens=False).input_ids
         self._adds_space = tokenizer.decode(a + a) != "aa"
         for shown in self.demonstrations:  # they are encoded with the chat template's own special tokens
-            text = ask(shown.context, shown.question) + shown.answer
+            text = ask(shown.passage, shown.question) + shown.answer
             if self._encode(text) != self._encode(text, is_user=True):
                 raise UserError(f"--shots: the demonstration {shown.question!r} has the text of a special token of the "
                                 "model in it, which would end a turn; draw others with another --data-seed")
@@ -70,13 +70,15 @@ class PromptTemplate:
 
     def settings(self) -> dict:
         """All that decides on the ids, beside the tokenizer; JSON."""
+        shots = [{"context": shot.passage, "question": shot.question, "answer": shot.answer} for shot in self.demonstrations]
         return {"kind": self.kind, "is_v2": self.is_v2, "instruction": self.instruction, "date": self.date,
-                "demonstrations": [asdict(demonstration) for demonstration in self.demonstrations]}
+                "demonstrations": shots}
 
     @classmethod
     def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
         try:
-            demonstrations = [Demonstration(**fields) for fields in settings["demonstrations"]]
+            demonstrations = [Demonstration(shot["context"], shot["question"], shot["answer"])
+                              for shot in settings["demonstrations"]]
             return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
         except (KeyError, TypeError) as error:
             raise UserError(f"the adapter's prompt settings are damaged ({error!r}); give --prompt") from None
@@ -85,9 +87,9 @@ class PromptTemplate:
         """The same prompt for data of either version: a model that has learnt to refuse still may, and v2.0 needs a refusal."""
         return self if self.is_v2 or not is_v2 else self.from_settings(self.tokenizer, self.settings() | {"is_v2": True})
 
-    def passage_ids(self, context: str) -> list[int]:
+    def passage_ids(self, passage: str) -> list[int]:
         before = self._frame.before_passage
-        return self._encode(space_after(before) + context, is_user=True, is_first=not before)
+        return self._encode(space_after(before) + passage, is_user=True, is_first=not before)
 
     def question_ids(self, question: str, max_tokens: int | None = None) -> list[int]:
         """The question in its labels, and the cue. At most `max_tokens` tokens of the question are kept."""
@@ -100,7 +102,10 @@ class PromptTemplate:
         return self.encode_within_answer([one_line(text)], begin=True)[0] + [self.end_token_id]
 
     def encode_within_answer(self, texts: Sequence[str], begin: bool) -> list[list[int]]:
-        """Parts of answers, many at a time. `begin`: they begin an answer; else they go on in one, spaces and all."""
+        """Parts of answers, many at a time.
+
+        begin: each text is the start of an answer. Else it is inside an answer, and is encoded with the spaces that it has.
+        """
         return self._encode_batch([space_after(self._frame.cue) + text if begin else text for text in texts], is_user=True)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -104,7 +104,7 @@ class LlamaReader:
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
     scored = {(passage.text, example.question.strip()) for passage in data.passages for example in passage.examples}
-    number = sum((shot.context, shot.question) in scored for shot in template.demonstrations)
+    number = sum((shot.passage, shot.question) in scored for shot in template.demonstrations)
     return [f"warning: {number} demonstration(s) are questions of the data that is scored"] if number else []
 
 

@@ -1,15 +1,18 @@
 """Passages and questions are read once, up to the cue "Answer:"; both decoders go on from there.
 
-A batch is the packed rows of packing.py. After reading, the KV cache holds them:
+A micro-batch is the packed rows of packing.py. After reading, the KV cache holds them:
 
     columns      0 ................................... L
     row 0        instruction  passage 0  q1  q2  q3
     row 1        instruction  passage 1  q1  q2  (empty)
 
 So the keys and values of a passage are computed and stored once, not once per question; those of the instruction are computed
-once for all batches. The language-model head runs only where a token is chosen or scored.
+once for all micro-batches. The language-model head runs only where a token is chosen or scored.
 
 Input: prompts from encode.py. Used by: greedy.py, extract.py.
+
+Letters: Q questions of a micro-batch, L tokens of its longest row, T tokens, N tokens whose log-probabilities are asked for,
+H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +30,6 @@ from qa.llama.packing import collate, micro_batches
 from qa.llama.prompt import PromptTemplate
 from qa.training.precision import at_least_fp32
 
-# Q questions of a batch, T tokens, H hidden size, V vocabulary, N tokens whose log-probabilities are asked for
-
 
 @dataclass
 class Reading:
@@ -43,22 +44,22 @@ class Reading:
 
 
 def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_tokens: int) -> Iterator[Reading]:
-    """Read all prompts, one batch after another, in inference mode. `micro_tokens`: tokens at a time, padding included."""
+    """Read all prompts in micro-batches of at most `micro_tokens` tokens, padding included. Call it in inference mode."""
     use_packed_attention(model)
     instruction_ids = template.instruction_ids
-    instruction = KVCache(1, len(instruction_ids), model.device)  # of one row; every batch copies it
+    instruction = KVCache(1, len(instruction_ids), model.device)  # of one row; every micro-batch copies it
     if instruction_ids:
         ids = torch.tensor(instruction_ids, device=model.device)
         zeros = torch.zeros_like(ids)
         _read_tokens(model, instruction, micro_tokens, zeros, ids, torch.arange(len(ids), device=ids.device), zeros)
     for rows in micro_batches(prompts, len(instruction_ids), micro_tokens):
-        batch = collate(rows, instruction_ids, instruction_is_cached=True).to(model.device)
+        micro_batch = collate(rows, instruction_ids, instruction_is_cached=True).to(model.device)
         cache = instruction.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
         cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
-        hidden = _read_tokens(model, cache, micro_tokens, batch.layout.rows, batch.input_ids, batch.positions, batch.segments)
-        cues = batch.predicting  # [Q]
-        yield Reading(batch.prompts, cache, batch.layout.rows[cues], batch.segments[cues], batch.positions[cues] + 1,
-                      hidden[cues])
+        token_rows, segments, positions = micro_batch.layout.rows, micro_batch.segments, micro_batch.positions  # [T]
+        hidden = _read_tokens(model, cache, micro_tokens, token_rows, micro_batch.input_ids, positions, segments)  # [T, H]
+        cues = micro_batch.predicting  # [Q]
+        yield Reading(micro_batch.prompts, cache, token_rows[cues], segments[cues], positions[cues] + 1, hidden[cues])
 
 
 def _read_tokens(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> Tensor:
@@ -69,13 +70,6 @@ def _read_tokens(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> T
 
 def next_logits(model, hidden: Tensor) -> Tensor:
     return at_least_fp32(model.lm_head(hidden))  # [T, H] -> [T, V]
-
-
-@torch.inference_mode()
-def next_log_probs(model, ids: list[int]) -> Tensor:
-    """log P of each token that may follow `ids`: [V]. The plain way: the whole sequence through the model, no cache."""
-    logits = model(torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
-    return at_least_fp32(logits).log_softmax(dim=-1)
 
 
 def drop_ended_rows(cache: KVCache, rows: list[int], open_questions: list[int]) -> tuple[KVCache, list[int]]:

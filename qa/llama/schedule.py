@@ -5,10 +5,10 @@
     choose   the prefixes to run next, the most promising first, and no more than the row of the cache has room for
     expand   what the model said about one of them: log P of each continuation, and of the end
 
-A pass takes `WIDTH` prefixes of a question, twice as many in every other pass of a long search, and none that is much less
-probable than the best one: it may never be needed. A prefix that nobody has scored yet may take part too, at a guess: half of
-its parent's probability, shared with its siblings. So several words are read in one pass, as with the drafts of greedy
-decoding.
+A pass takes `WIDTH` prefixes of a question, a number that doubles after every second pass, up to `MOST_WIDTH`. It takes none
+that is much less probable than the best one: that prefix may never be needed. A prefix that nobody has scored yet may take
+part too, at a guess: half of its parent's probability, shared with its siblings. So several words are read in one pass, as with
+the drafts of greedy decoding.
 
 All this changes the order of the work only. Without `max_expansions` the answers are those of `best_first` (tested). There is
 no model in this file. Used by: extract.py.
@@ -44,14 +44,14 @@ class Search:
         self.num_expanded = self.num_passes = self.num_positions = 0
 
     @property
-    def threshold(self) -> float:
+    def needed(self) -> float:
         """A prefix matters only if its log P is above this."""
         return self.best[0][0] if len(self.best) == self.num_best else -math.inf
 
     @property
     def open_bound(self) -> float:
         bound = -self.open[0][0] if self.open else -math.inf
-        return bound if bound > self.threshold else -math.inf
+        return bound if bound > self.needed else -math.inf
 
     @property
     def is_done(self) -> bool:
@@ -60,7 +60,7 @@ class Search:
     def choose(self, room: int, at_least_one: bool) -> list[int]:
         """The nodes to feed, at most `room`, parents first: the most promising, and ancestors that the cache forgot."""
         width = min(WIDTH << self.num_passes // 2, MOST_WIDTH, max(self.max_expansions - self.num_expanded, 1))
-        floor = max(self.threshold, self.open_bound - SLACK)
+        floor = max(self.needed, self.open_bound - SLACK)
         guesses: list[tuple[float, int]] = []  # heap like `open`, of nodes whose parents are in this pass
         fed: dict[int, None] = {}
         self.fresh = set()
@@ -91,12 +91,12 @@ class Search:
             heapq.heappush(self.best, (bound + min(end_log_prob, 0.0), -node))
             if len(self.best) > self.num_best:
                 heapq.heappop(self.best)
-        threshold = self.threshold
+        needed = self.needed
         for child, log_prob in zip(self.trie.children[node].values(), log_probs, strict=True):
             child_bound = bound + min(log_prob, 0.0)
             if child in self.fresh:
                 self.bounds[child] = child_bound
-            elif child_bound > threshold:
+            elif child_bound > needed:
                 heapq.heappush(self.open, (-child_bound, child))
 
     def result(self, refusal_log_prob: float | None) -> Extraction:

@@ -5,8 +5,8 @@ Greedy text need not be in the passage; and where it is, it need not be the most
     argmax  log P(s) = sum_i log P(t_i | prompt, t_1 .. t_{i-1}) + log P(end | prompt, t_1 .. t_n),   t_1 .. t_n = tokens(s)
 
 over the candidates s of candidates.py ("exact-extract", Castel et al. 2021, arXiv:2108.05857). t_1 .. t_n is the one encoding
-that training would use; other ways to write the same string add nothing to its probability. P(end) is the sum over all end
-tokens.
+that training would use. The same string has other tokenisations; we do not count their probability. P(end) is the sum over
+all end tokens.
 
 Castel et al. run one row of `max_answer_length` tokens for every start in the passage. `best_first` runs one prefix at a time,
 the most probable one first (branch and bound, Land & Doig 1960). No log-probability is positive, so a prefix is a bound on all
@@ -78,7 +78,7 @@ def best_first(trie: Trie, log_probs: Callable[[list[int]], tuple[Any, float]],
 class Span(NamedTuple):
     text: str
     start_char: int
-    end_char: int  # exclusive: context[start_char:end_char] == text
+    end_char: int  # exclusive: passage[start_char:end_char] == text
     log_prob: float
 
 
@@ -89,7 +89,7 @@ class Extraction:
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
-    open_bound: float  # no candidate that is not in `spans` and was not looked at is more probable; -inf: none is left
+    open_bound: float  # the highest log P that a candidate not looked at can have; -inf: none can beat `spans`
     num_expanded: int  # prefixes that were run
     num_passes: int  # that it took part in
     num_positions: int  # tokens fed after the cue
@@ -105,13 +105,13 @@ class Extraction:
 def join_pieces(extractions: Sequence[Extraction]) -> list[Extraction]:
     """One per example. Of a passage in pieces: the most probable spans of all pieces, each text once."""
     joined = []
-    for pieces, refusal in group_by_example(extractions):
+    for found, refusal in group_by_example(extractions):
         spans: dict[str, Span] = {}
-        for span in sorted((span for piece in pieces for span in piece.spans), key=lambda span: (-span.log_prob, span[1:3])):
+        for span in sorted((span for one in found for span in one.spans), key=lambda span: (-span.log_prob, span[1:3])):
             spans.setdefault(span.text, span)
-        joined.append(replace(pieces[0], spans=list(spans.values())[: pieces[0].num_best], refusal_log_prob=refusal,
-                              open_bound=max(piece.open_bound for piece in pieces),
-                              **{name: sum(getattr(piece, name) for piece in pieces) for name in COUNTS}))
+        joined.append(replace(found[0], spans=list(spans.values())[: found[0].num_best], refusal_log_prob=refusal,
+                              open_bound=max(one.open_bound for one in found),
+                              **{name: sum(getattr(one, name) for one in found) for name in COUNTS}))
     return joined
 
 

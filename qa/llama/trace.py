@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
+from qa.llama.greedy import next_log_probs
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import next_log_probs
 from qa.llama.search import best_first
 
 WIDEST = 60  # characters of a prefix that are shown; of a longer one the last
@@ -43,5 +43,7 @@ def trace_search(model, template: PromptTemplate, prompt: Prompt, max_answer_len
     for number, step in enumerate(best, start=1):
         start, end = trie.spans[step.node]
         lines.append(f"answer {number}: {prompt.piece.text[start:end]!r}, log P {step.answer_log_prob:.3f}")
-    return [*lines, "proof: a further token never raises log P, and no prefix that was never run is above "
-            f"{left_open[0][0]:.3f}" if left_open else "proof: every prefix was run"]
+    if not left_open:
+        return [*lines, "proof: every prefix was run"]
+    return [*lines, "proof: a further token never raises log P; every prefix that was not run has log P "
+            f"{left_open[0][0]:.3f} or less, answer {len(best)} has {best[-1].answer_log_prob:.3f}"]

@@ -20,13 +20,12 @@ import itertools
 import re
 import unicodedata
 
+from qa.data.marks import JOINER, is_mark
+
 # As the names of their characters say: "CJK UNIFIED IDEOGRAPH-5854", "HALFWIDTH KATAKANA LETTER KA", "THAI CHARACTER KO KAI".
 WITHOUT_SPACES = re.compile(r"IDEOGRAPH|HIRAGANA|KATAKANA|BOPOMOFO|"
                             r"^(THAI|LAO|KHMER|MYANMAR|TIBETAN|YI|(NEW )?TAI|BALINESE|JAVANESE) ")
-# Marks that Unicode files under letters and symbols: Thai and Lao AM, the voiced marks of narrow katakana, skin colours, a
-# flag's letters; and the zero-width non-joiner of Persian words.
-MORE_MARKS = re.compile("[\u0e33\u0eb3\uff9e\uff9f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f\u200c]")
-JOINER = "\u200d"  # makes one sign of two emojis, as a kind "j"; within a word it is a mark as any other
+NON_JOINER = "\N{ZERO WIDTH NON-JOINER}"  # in Persian words; a mark to us
 
 OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark after a space has nothing to go with
 SMALL_UNITS = re.compile(r"a[amj]*|1[1mj]*|" + OTHER)
@@ -39,8 +38,8 @@ def kind(character: str) -> str:
     if character.isspace() or character == "_":
         return character if character == "_" else " "
     if character == JOINER:
-        return "j"
-    if unicodedata.category(character)[0] == "M" or MORE_MARKS.match(character):
+        return "j"  # it makes one sign of two emojis; within a word it is a mark as any other
+    if is_mark(character) or character == NON_JOINER:
         return "m"
     if character.isdecimal():
         return "1"

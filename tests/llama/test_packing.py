@@ -73,30 +73,30 @@ def test_loss_does_not_depend_on_the_cut_into_micro_batches(tiny_llama):
     prompts = random_prompts(4, num_passages=5)
     losses = []
     for micro_tokens in (1, 40, 90, 10_000):
-        batches = [collate(rows, INSTRUCTION) for rows in micro_batches(prompts, len(INSTRUCTION), micro_tokens)]
-        losses.append(sum(AnswerLoss(model)(batch).item() for batch in batches))
-        assert sum(len(batch.targets) for batch in batches) == sum(len(prompt.answer_ids) for prompt in prompts)
+        cut = [collate(rows, INSTRUCTION) for rows in micro_batches(prompts, len(INSTRUCTION), micro_tokens)]
+        losses.append(sum(AnswerLoss(model)(micro_batch).item() for micro_batch in cut))
+        assert sum(len(micro_batch.targets) for micro_batch in cut) == sum(len(prompt.answer_ids) for prompt in prompts)
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
 
 
-def hidden_states(model, batch):
+def hidden_states(model, micro_batch):
     """[T, H], the pass of AnswerLoss up to the last layer."""
     use_packed_attention(model)
-    segments = batch.layout.spread(batch.segments, fill=-1)
-    return model.model(batch.input_ids[None], attention_mask=visible(segments, segments), use_cache=False,
-                       position_ids=batch.positions[None], layout=batch.layout).last_hidden_state[0]  # fmt: skip
+    segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)
+    return model.model(micro_batch.input_ids[None], attention_mask=visible(segments, segments), use_cache=False,
+                       position_ids=micro_batch.positions[None], layout=micro_batch.layout).last_hidden_state[0]  # fmt: skip
 
 
 def test_a_question_sees_nothing_of_the_others(tiny_llama):
     """Other tokens in one segment of one row change nothing elsewhere, not even the last bit."""
     (rows,) = micro_batches(random_prompts(1, num_passages=3), len(INSTRUCTION), 10_000)
-    batch = collate(rows, INSTRUCTION)
-    before = hidden_states(tiny_llama, batch)
+    micro_batch = collate(rows, INSTRUCTION)
+    before = hidden_states(tiny_llama, micro_batch)
     for row in range(len(rows)):
         for segment in range(1, len(rows[row].prompts) + 1):
-            changed = (batch.layout.rows == row) & (batch.segments == segment)
+            changed = (micro_batch.layout.rows == row) & (micro_batch.segments == segment)
             assert changed.any()
-            other = replace(batch, input_ids=torch.where(changed, 383 - batch.input_ids, batch.input_ids))
+            other = replace(micro_batch, input_ids=torch.where(changed, 383 - micro_batch.input_ids, micro_batch.input_ids))
             after = hidden_states(tiny_llama, other)
             assert torch.equal(before[~changed], after[~changed])
             assert not torch.equal(before[changed], after[changed])
@@ -105,20 +105,20 @@ def test_a_question_sees_nothing_of_the_others(tiny_llama):
 def test_rows_together_equal_rows_alone(tiny_llama):
     model = tiny_llama.double()
     (rows,) = micro_batches(random_prompts(2, num_passages=4), len(INSTRUCTION), 10_000)
-    batch = collate(rows, INSTRUCTION)
+    micro_batch = collate(rows, INSTRUCTION)
     assert len({row.num_tokens() for row in rows}) > 1
-    together = hidden_states(model, batch)
+    together = hidden_states(model, micro_batch)
     for i, row in enumerate(rows):
         alone = hidden_states(model, collate([row], INSTRUCTION))
-        assert torch.allclose(together[batch.layout.rows == i], alone, rtol=0, atol=1e-6)
+        assert torch.allclose(together[micro_batch.layout.rows == i], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("instruction_is_cached", [False, True])
 def test_layout_matches_brute_force(instruction_is_cached):
     for seed in range(20):
         (rows,) = micro_batches(random_prompts(seed), len(INSTRUCTION), 10_000)
-        batch = collate(rows, INSTRUCTION, instruction_is_cached)
-        assert batch.prompts == [prompt for row in rows for prompt in row.prompts]
+        micro_batch = collate(rows, INSTRUCTION, instruction_is_cached)
+        assert micro_batch.prompts == [prompt for row in rows for prompt in row.prompts]
         tokens, predicted = [], []
         for i, row in enumerate(rows):
             whole = INSTRUCTION + row.piece.ids
@@ -129,10 +129,11 @@ def test_layout_matches_brute_force(instruction_is_cached):
                 tokens += [(i, segment, place, whole_prompt[place]) for place in places]
                 first = len(whole) + len(prompt.question_ids)
                 predicted += [(i, segment, place - 1, whole_prompt[place]) for place in range(first, len(whole_prompt))]
-        found = zip(batch.layout.rows, batch.segments, batch.positions, batch.input_ids, strict=True)
+        found = zip(micro_batch.layout.rows, micro_batch.segments, micro_batch.positions, micro_batch.input_ids, strict=True)
         assert [tuple(int(value) for value in values) for values in found] == tokens
-        at = batch.predicting
-        found = zip(batch.layout.rows[at], batch.segments[at], batch.positions[at], batch.targets, strict=True)
+        at = micro_batch.predicting
+        found = zip(micro_batch.layout.rows[at], micro_batch.segments[at], micro_batch.positions[at], micro_batch.targets,
+                    strict=True)
         assert [tuple(int(value) for value in values) for values in found] == predicted
 
 
@@ -190,9 +191,9 @@ def test_stock_generate_still_works_after_packing(tiny_llama):
 def test_decoding_rows_predict_after_the_cue():
     piece = Piece([9, 9], "", 0)
     rows = [Row(piece, [Prompt(0, "a", piece, [3, 4], []), Prompt(1, "b", piece, [3, 4, 8], [])])]
-    batch = collate(rows, INSTRUCTION)
-    assert batch.input_ids.tolist() == [5, 6, 7, 9, 9, 3, 4, 3, 4, 8]
-    assert batch.predicting.tolist() == [6, 9] and len(batch.targets) == 0
+    micro_batch = collate(rows, INSTRUCTION)
+    assert micro_batch.input_ids.tolist() == [5, 6, 7, 9, 9, 3, 4, 3, 4, 8]
+    assert micro_batch.predicting.tolist() == [6, 9] and len(micro_batch.targets) == 0
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 30, 64, 200, 10_000])

@@ -82,7 +82,7 @@ def test_engineered_prompt_is_the_rendered_chat_template(tokenizer, chat_templat
     def ask(context, question):
         return f"Passage:\n{context}\n\nQuestion: {question.strip()}"
 
-    user1, user2 = ask(demonstration.context, demonstration.question), ask(CONTEXT, QUESTION)
+    user1, user2 = ask(demonstration.passage, demonstration.question), ask(CONTEXT, QUESTION)
     if chat_template is None:
         bos = "<s>" if tokenizer.bos_token == "<s>" else ""
         expected = f"{bos}{instruction}\n\n{user1}\nAnswer: old\n\n{user2}\nAnswer: Gustave Eiffel{tokenizer.eos_token}"
@@ -182,6 +182,8 @@ def test_settings_in_json_give_the_same_prompt(tokenizer):
     again = PromptTemplate.from_settings(tokenizer, json.loads(json.dumps(template.settings())))
     assert whole_prompt(again) == whole_prompt(template)
     assert again.settings() == template.settings()
+    shot = {"context": "Rome.", "question": "What?", "answer": "Rome"}
+    assert list(template.settings()["demonstrations"][0].items()) == list(shot.items())  # the keys of saved settings
     assert "Today: 1 Jan 1970" in as_text(tokenizer, again.instruction_ids)
 
 
@@ -328,7 +330,7 @@ def test_demonstrations_are_short_different_and_repeatable():
     passages = [make_passage("x " * (number // 2 + 1), answer="x", number=number) for number in range(40)]
     chosen = choose_demonstrations(passages, 5, seed=3)
     assert chosen == choose_demonstrations(passages, 5, seed=3)
-    assert len({demonstration.context for demonstration in chosen}) == 5
-    assert all(len(demonstration.context) <= 22 for demonstration in chosen)
+    assert len({demonstration.passage for demonstration in chosen}) == 5
+    assert all(len(demonstration.passage) <= 22 for demonstration in chosen)
     with pytest.raises(UserError, match="--shots 11"):
         choose_demonstrations(passages, 11, seed=3)

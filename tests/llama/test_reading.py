@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from qa.llama.encode import Piece, Prompt
+from qa.llama.greedy import next_log_probs
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import chosen_log_probs, next_log_probs, next_logits, read, refusal_log_probs
+from qa.llama.reading import chosen_log_probs, next_logits, read, refusal_log_probs
 
 
 @pytest.fixture
