@@ -149,12 +149,12 @@ def main() -> None:
         set_learning_rate(optimizer, learning_rate(state.updates, total_steps, options.warmup, options.lr))  # see optim.py
         scale = scaler.get_scale()
         scaler.step(optimizer)  # AdamW's update; none if a gradient overflowed in fp16
-        scaler.update()  # after such an overflow: halves the factor
+        scaler.update()  # halves the factor after an overflow, doubles it after 2,000 good steps in a row
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------
 
         state.advance(skipped=scaler.get_scale() < scale)  # a skipped step does not advance the learning rate's schedule
-        log.step(state.step, mean_loss, num_examples=len(batch), weight=num_answer_tokens, every=options.log_every,
+        log.step(state.step, mean_loss, num_items=len(batch), weight=num_answer_tokens, every=options.log_every,
                  grad_norm=grad_norm, lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
