@@ -60,7 +60,7 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
 
 def _run_searches(model, reading: Reading, template: PromptTemplate, searches: list[Search], micro_tokens: int,
                   chunk: int) -> None:
-    """Run the searches of a micro-batch to their ends, together. The reading's cache is used up. chunk: logit rows at once."""
+    """Run the searches of a micro-batch to their ends. The reading's cache is used up. chunk: rows of logits at a time."""
     _expand(model, template, reading.hidden, [(search, ROOT) for search in searches], chunk)
     cache, begin, rows = reading.cache, reading.cache.length, reading.rows.tolist()
     while open_questions := [q for q, search in enumerate(searches) if not search.is_done]:
