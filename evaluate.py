@@ -11,8 +11,8 @@
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank predicts its share
 
 It prints a table and writes metrics.json, predictions.json, nbest.json and more (qa/evaluation/results.py lists them) into the
-folder --out. By default that is a new folder inside the run's or the model's folder, or inside runs/ if the model has no folder
-of yours. For a file of predictions --out has no default.
+folder --out. By default that is a new folder inside the run's or the model's folder, or inside runs/ if the model is not
+in a folder of yours (a hub id, pypi:...). For a file of predictions --out has no default.
 
     a model:   qa/reader.py opens it -> bert/reader.py or llama/reader.py predicts -> evaluation/scoring.py -> metrics.py
     a file:    evaluation/predictions_file.py reads and checks it -> metrics.py

@@ -94,7 +94,7 @@ class BertOptions(TrainOptions):
 
     # reading
     max_length: int = option(384, "tokens of a window: question, a part of the passage, special tokens")
-    overlap: int = option(128, "passage tokens that two neighbouring windows share (in transformers: doc_stride)")
+    overlap: int = option(128, "passage tokens that two neighbouring windows share (--doc_stride in transformers' run_qa.py)")
     max_answer_length: int = option(30, "most tokens of an answer", free=True)
 
 
@@ -136,7 +136,7 @@ class EvaluateOptions:
     na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
     data: str = option("squad", DATA_HELP, free=True)
     out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
-                             "the model's folder, or in runs/ if the model has no folder of yours)", free=True)
+                             "the model's folder, or in runs/ for a hub id or pypi:PACKAGE)", free=True)
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
     seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")

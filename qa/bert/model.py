@@ -3,8 +3,8 @@
     s = H w_s + b_s,   e = H w_e + b_e      scores of token t being the answer's first / last one
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
 
-transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in each head of each layer. For training on a CPU
-`load_bert` replaces that one function by a faster one, qa/cpu/attention.py, and dropout by qa/cpu/dropout.py.
+transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in each head of each layer. `load_bert`
+replaces that one function by qa/cpu/attention.py, which is faster on a CPU, and dropout by qa/cpu/dropout.py.
 
 The parameters have the names of transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so each loads the other's
 files. Used by: train_bert.py, qa/reader.py.
@@ -131,7 +131,7 @@ def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionA
     try:
         loaded, info = BertForQuestionAnswering.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention.register(), output_loading_info=True,
-            key_mapping={r"^(_orig_mod\.|module\.)+": ""}, ignore_mismatched_sizes=True)  # told apart below, by name
+            key_mapping={r"^(_orig_mod\.|module\.)+": ""}, ignore_mismatched_sizes=True)  # a wrong shape is reported below
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:200]}); expected a "
                         "model.safetensors as save_pretrained writes it") from None

@@ -38,7 +38,7 @@ class BertReader:
     settings: ReadSettings
     precision: Precision
     runtime: Runtime
-    micro_tokens: int  # padded tokens in a batch
+    micro_tokens: int  # most tokens of a batch, padding included
 
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`. Raises UserError if a score is not finite."""

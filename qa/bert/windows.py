@@ -4,13 +4,13 @@
     token     [CLS] who came  ? [SEP] ann  and  bob came   . [SEP]     the answer "bob": start_token 7, end_token 7
 
 A passage that is too long for one window is cut into several. Two neighbours share `overlap` tokens, so that an answer at the
-edge of one window is inside the next. (transformers calls the overlap "stride". In Google's BERT `doc_stride` is the step.)
+edge of one window is inside the next. (The overlap is `--doc_stride` in transformers' run_qa.py; Google's is the step.)
 
     passage  t0 .. t599,  question of 10 tokens,  max_length 384,  overlap 128
     capacity 384 - 10 - 3 = 371;  windows t0..t370, t243..t599     (step 371 - 128 = 243)
 
-Each passage and each question is tokenised once. Windows are flat arrays, not objects: 88,000 questions take some hundred
-megabytes. Used by: train_bert.py (batches of windows), bert/reader.py (scores back to characters, through `offsets`).
+Each passage and each question is tokenised once. Windows are flat arrays, not objects: 88,000 questions take 340 MB.
+Used by: train_bert.py (batches of windows), bert/reader.py (scores back to characters, through `offsets`).
 
 Letters: N windows, T tokens of all windows together, B windows of a batch, L tokens of the longest of them.
 """
@@ -32,7 +32,7 @@ from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
 NO_ANSWER = 0  # the position of [CLS]: the label where the window lacks the answer, and the place of the null score
-MAX_UNKNOWN_SHARE = 0.1  # of a passage's tokens. In all of SQuAD 0.02% are unknown; 15%, if the vocabulary lacks capitals
+MAX_UNKNOWN_SHARE = 0.1  # of a passage's tokens. In SQuAD 0.02% are; 15% if the vocabulary lacks capitals
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
 
 
@@ -126,7 +126,8 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
             summary.add(f"passage with more than {MAX_UNKNOWN_SHARE:.0%} of unknown tokens ({tokenizer.unk_token}): is this "
                         "the model's own tokenizer, and the model one for this language?", repr(passage.text[first:past]))
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
-        # Only after the labels: with later ends, an answer that begins with a mark would begin one token too early.
+        # Token ends move behind accents (data/marks.py), but only now that the labels are made: with the moved ends, an
+        # answer that begins with an accent would be labelled with the token before it.
         offsets = ends_after_marks(offsets, passage.text)
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > most:
@@ -135,7 +136,7 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
             before = np.array([cls, *question[:most], sep], dtype=np.int32)  # what comes before the passage
             capacity = max_length - len(before) - 1
-            # The next window begins while more than the overlap is left; a passage without a token has a window too.
+            # No window begins where at most `overlap` tokens are left: the one before has them. max: an empty passage has one.
             for begin in range(0, max(1, len(token_ids) - overlap), capacity - overlap):
                 part = token_ids[begin:begin + capacity]
                 has_answer = begin <= start <= end < begin + len(part)

@@ -7,8 +7,8 @@ arXiv:1806.03822) from a file, the rows of the hub (`squad`, `squad_v2`), or the
         {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
 
 An `answer_start` counts Unicode code points, so we never strip or normalise a context. Equal passages of one article become
-one `Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary`:
-such a question is left out of training, but still predicted and scored, as the official rules want.
+one `Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary`.
+A question whose answer cannot be trusted is left out of training, but still predicted and scored, as the official rules want.
 Used by: the three scripts and qa/reader.py (`load_squad`), which hand the passages to splits.py, bert/windows.py and
 llama/encode.py, and the examples to evaluation/metrics.py.
 """

@@ -27,13 +27,13 @@ never refused *. `best_exact` and `best_f1` are the scores at the best threshold
 * The official scripts crash here; we do not. Our search for the best threshold differs from the official one in three ways:
 - The official one accepts questions one at a time, even those with equal na_probs, which no threshold can tell apart
   (transformers#8710). Ours accepts them together.
-- The official one takes it that a threshold of 0 refuses every question. Ours goes below the lowest na_prob.
+- The official one assumes that a threshold of 0 refuses every question. Ours goes below the lowest na_prob.
 - The official one counts the prediction "the" as wrong where "" is right. Ours normalises it to "" first.
 
 Sources: the rules of evaluate-v1.1.py (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1) and of evaluate-v2.0.py
 (Rajpurkar et al. 2018, arXiv:1806.03822). Input: examples from data/squad.py; predictions, {id: text}.
 Used by: scoring.py (a model's predictions), evaluate.py (a file of predictions), llama/grounding.py (`normalize_answer`).
-Legend: N questions, in the order of the examples; G different na_probs.
+Letters: N questions, in the order of the examples; G different na_probs.
 """
 
 from __future__ import annotations

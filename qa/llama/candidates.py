@@ -12,10 +12,11 @@ The trie has one node for each *prefix*, so the search (search.py) scores "The" 
     root -- " The" [The] -- " tower" [The tower] -- " (" [The tower (] -- ...      [..]: a candidate ends here
 
 Equal token sequences are one candidate. Of its places in the passage it takes the one that grounding.py would take: the first
-whose edges are edges of large units ("art" in "a part, an art": the second place), else the first.
+whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first.
 
 `make_trie` is the plain way: every string is encoded by itself. candidates_fast.py makes the same trie in a hundredth of the
-time. Input: a passage's text. Used by: search.py, candidates_fast.py, llama/reader.py.
+time. Input: a passage's text. Used by: search.py, schedule.py,
+extract.py, candidates_fast.py, llama/reader.py.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Trie:
 def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Sequence[int] | None = None) -> Trie:
     """All candidates of a passage with at most `max_tokens` tokens, the end token included; each is encoded by itself.
 
-    stops[u], if given: no candidate that begins at unit u gets as far as unit stops[u]. It saves time.
+    stops[u], if given: strings from unit u end before unit stops[u], as longer ones have too many tokens (candidates_fast.py).
     """
     trie, units = Trie(), cut(text, SMALL_UNITS)
     for first in range(len(units)):
@@ -96,7 +97,7 @@ def answer_string(units: Units, first: int, last: int) -> str:
 
 
 def add_candidate(trie: Trie, node: int, ids: list[int], units: Units, first: int, last: int) -> None:
-    """The units first..last (inclusive), of which `ids` are the tokens after those of `node`."""
+    """Add the units first..last (inclusive). The candidate's tokens are those of `node`'s prefix, then `ids`."""
     start_char, end_char = units.starts[first], units.ends[last]
     is_whole = cut(units.text, LARGE_UNITS).are_edges(start_char, end_char)
     trie.end(trie.walk(node, ids), start_char, end_char, is_whole)

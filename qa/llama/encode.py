@@ -21,7 +21,7 @@ from qa.errors import UserError
 from qa.llama.prompt import PromptTemplate
 from qa.llama.wording import answer_text
 
-Found = TypeVar("Found")  # in one piece, by a decoder: greedy.py's Generation, search.py's Extraction
+Found = TypeVar("Found")  # what a decoder found for one Prompt: greedy.py's Generation or search.py's Extraction
 
 
 @dataclass(frozen=True, eq=False, slots=True)

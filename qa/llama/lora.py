@@ -69,7 +69,7 @@ class LoRALinear(nn.Module):
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
         low = self.lora_A(x) * self.scale  # [..., r]: scaled where there is least to multiply
-        return (y + self.lora_B(low)).to(y.dtype)  # outside autocast a half-precision y is promoted: sum in fp32, one rounding
+        return (y + self.lora_B(low)).to(y.dtype)  # without autocast: a bf16 y is added to in fp32, then rounded once
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -3,14 +3,14 @@
 SQuAD asks about five questions per passage. In a causal model a passage's keys and values do not depend on the question
 after it. So one row serves them all, and each question sees the passage and itself only:
 
-                     keys   passage   question 1   question 2
-    token            query  P P P P   a a a        b b
+                            passage   question 1   question 2
+    token                   P P P P   a a a        b b
     segment                 0 0 0 0   1 1 1        2 2
     position                0 1 2 3   4 5 6        4 5
 
-    passage          P      causal
-    question 1       a      sees all  causal
-    question 2       b      sees all  -            causal
+    P sees                  causal
+    a sees                  all       causal
+    b sees                  all       -            causal
 
     query i may see key j  <=>  j <= i  and  (segment[j] == 0  or  segment[j] == segment[i])
 
@@ -53,7 +53,7 @@ def _num_own_tokens(prompt: Prompt) -> int:
 
 
 def _make_rows(prompts: Sequence[Prompt], max_tokens: float = math.inf) -> list[Row]:
-    """For each passage the fewest rows of at most `max_tokens` tokens, or of one question, that hold its questions in order."""
+    """Each passage's questions, in order, in few rows. A row has at most `max_tokens` tokens, or a single question."""
     rows: dict[Piece, list[Row]] = {}
     for prompt in prompts:
         same_passage = rows.setdefault(prompt.piece, [])

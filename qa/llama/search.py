@@ -6,7 +6,7 @@ Greedy text need not be in the passage; and where it is, it need not be the most
 
 over the candidates s of candidates.py ("exact-extract", Castel et al. 2021, arXiv:2108.05857). t_1 .. t_n is the one encoding
 that training would use. The same string has other tokenisations; we do not count their probability. P(end) is the sum over
-all end tokens.
+all end tokens (end_tokens.py).
 
 Castel et al. run one row of `max_answer_length` tokens for every start in the passage. `best_first` runs one prefix at a time,
 the most probable one first (branch and bound, Land & Doig 1960). No log-probability is positive, so a prefix is a bound on all
@@ -15,15 +15,16 @@ that begins with it:
     log P(t_1 .. t_k) >= log P(t_1 .. t_k, ..., end)
 
 Once the best answer found is at least as probable as every prefix that is still open, no other candidate can be better: this is
-the proof. Most prefixes are never run. An example, where a prefix's numbers are P(prefix) and P(prefix as the whole answer):
+the proof. Most prefixes are never run. An example, the passage "The tower 1889", where a prefix's numbers are P(prefix) and
+P(prefix as the whole answer):
 
-    run "The"        0.50  0.05     now open: "The tower" 0.40, "1889" 0.40
-    run "The tower"  0.40  0.36     now open: "1889" 0.40
-    run "1889"       0.40  0.20     nothing is open: "The tower" is the best
+    run "The"        0.50  0.05     open: "The tower" 0.40, "1889" 0.40, "tower" 0.10
+    run "The tower"  0.40  0.36     open: "1889" 0.40, "tower" 0.10, "The tower 1889" 0.04
+    run "1889"       0.40  0.20     open: "tower" 0.10, "The tower 1889" 0.04; both are below 0.36, so "The tower" is the best
 
-For one question read this file, candidates.py with units.py, and trace.py, which puts the model in (evaluate.py --trace). Skip
-on first reading: extract.py, schedule.py, candidates_fast.py, reading.py and cache.py, which answer many questions at a time.
-Used by: extract.py, trace.py, llama/reader.py.
+For one question read this file, candidates.py with units.py, and trace.py, which puts the model in (evaluate.py --trace); the
+prompt is prompt.py's. Skip on first reading: extract.py, schedule.py, candidates_fast.py, reading.py and cache.py, which answer
+many questions at a time. Used by: extract.py, schedule.py, trace.py, llama/reader.py.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Extraction:
 
     @property
     def gap(self) -> float | None:
-        """None: proven. Else the best candidate's log P is at most this much above that of the best span found."""
+        """None: proven. Else: no candidate's log P is more than this above that of the best span found."""
         is_proven = self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
         return None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
 

@@ -10,7 +10,7 @@ Chinese, Japanese, Thai and others put no spaces between words, so that a run of
 unit. A mark (an accent, a vowel sign, an emoji's skin colour) belongs to the unit of the character before it. Python's \\w has
 no marks: it would cut "हिन्दी" into six.
 
-Used by: candidates.py, grounding.py.
+Used by: candidates.py, candidates_fast.py, grounding.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHOUT_SPACES = re.compile(r"IDEOGRAPH|HIRAGANA|KATAKANA|BOPOMOFO|"
                             r"^(THAI|LAO|KHMER|MYANMAR|TIBETAN|YI|(NEW )?TAI|BALINESE|JAVANESE) ")
 NON_JOINER = "\N{ZERO WIDTH NON-JOINER}"  # in Persian words; a mark to us
 
-OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark after a space has nothing to go with
+OTHER = r"ff[mj]*|[^ ][mj]*(?:(?<=j)\.[mj]*)*"  # f: half of a flag. A mark after a space is a unit by itself
 SMALL_UNITS = re.compile(r"a[amj]*|1[1mj]*|" + OTHER)
 LARGE_UNITS = re.compile(r"[a1_][a1_mj]*|" + OTHER)
 
