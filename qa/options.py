@@ -94,7 +94,7 @@ class BertOptions(TrainOptions):
 
     # reading
     max_length: int = option(384, "tokens of a window: question, a part of the passage, special tokens")
-    overlap: int = option(128, "passage tokens that two neighbouring windows share (--doc_stride in transformers' run_qa.py)")
+    overlap: int = option(128, "passage tokens that two neighbouring windows share (doc_stride in transformers' run_qa.py)")
     max_answer_length: int = option(30, "most tokens of an answer", free=True)
 
 

@@ -4,7 +4,7 @@
     token     [CLS] who came  ? [SEP] ann  and  bob came   . [SEP]     the answer "bob": start_token 7, end_token 7
 
 A passage that is too long for one window is cut into several. Two neighbours share `overlap` tokens, so that an answer at the
-edge of one window is inside the next. (The overlap is `--doc_stride` in transformers' run_qa.py; Google's is the step.)
+edge of one window is inside the next. (The overlap is `doc_stride` in transformers' run_qa.py; Google's is the step.)
 
     passage  t0 .. t599,  question of 10 tokens,  max_length 384,  overlap 128
     capacity 384 - 10 - 3 = 371;  windows t0..t370, t243..t599     (step 371 - 128 = 243)
