@@ -71,7 +71,7 @@ def ground(text: str, passage: str) -> Grounded:
     if start < 0:
         normalised = normalize_answer(text)
         solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]
-        spans = _best_f1_spans(units, solid, normalised.split())
+        spans = best_f1_spans(units, solid, normalised.split())
         equal = [(units.starts[first], units.ends[last]) for first, last in spans
                  if normalize_answer(units.string(first, last)) == normalised]
         if equal:
@@ -81,8 +81,19 @@ def ground(text: str, passage: str) -> Grounded:
     return Grounded(passage[start:end], start, end, kind)
 
 
-def _best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
-    """All spans (first unit, last unit) of solid units that have the best F1, in order; none if no token is in common."""
+def plain_best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
+    """The spans (first unit, last unit) of solid units with the best F1, in order: all are scored. None if that F1 is 0."""
+    f1s = {}
+    for first, last in itertools.combinations_with_replacement(solid, 2):
+        tokens = normalize_answer(units.string(first, last)).split()
+        num_common = (Counter(tokens) & Counter(text_tokens)).total()
+        f1s[first, last] = 2 * num_common / max(len(tokens) + len(text_tokens), 1)
+    best_f1 = max(f1s.values(), default=0.0)
+    return [span for span, f1 in f1s.items() if 0 < f1 == best_f1]
+
+
+def best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
+    """The same; few spans are scored."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
     limit = n * n
     for first in range(len(solid)):

@@ -2,13 +2,15 @@
 
 import random
 import re
+import string
 from collections import Counter
 
 import pytest
 
 from qa.evaluation.metrics import normalize_answer
 from qa.llama import grounding
-from qa.llama.grounding import Grounded, edit_table, ground
+from qa.llama.grounding import Grounded, best_f1_spans, edit_table, ground, plain_best_f1_spans
+from qa.llama.units import LARGE_UNITS, cut
 
 WORDS = ["a", "an", "the", "The", "cat", "Cat", "sat", "on", "mat", "U.S", "t.he", "x–a–y", "x–t.h", "1,000",
          "(", ")", "—", ",", "energy-storage", "can't", "Ärger", "—the", "cat.", "a.n.", "中，文", "_the_",
@@ -84,6 +86,19 @@ def test_ground_matches_brute_force_over_all_spans():
         assert found.text == ("" if kind == "empty" else context[start:end])
         kinds[kind] += 1
     assert min(kinds[kind] for kind in ("exact", "normalised", "repaired", "empty")) >= 5, kinds
+
+
+def test_few_spans_are_scored_and_the_best_are_the_same():
+    rng = random.Random(2)
+    num_spans = []
+    for _ in range(500):
+        text, context = random_case(rng)
+        units = cut(context, LARGE_UNITS)
+        solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]
+        found = best_f1_spans(units, solid, normalize_answer(text).split())
+        assert found == plain_best_f1_spans(units, solid, normalize_answer(text).split()), (text, context)
+        num_spans.append(len(found))
+    assert min(num_spans) == 0 and max(num_spans) > 3
 
 
 PASSAGE = "In a party, art was shown: the  Denver Broncos (AFC) won an art prize of $5,000 — 24–10, in 2010. 守塔人是林·安娜。"
