@@ -72,7 +72,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
         say(reader.trace(data, options.trace))
         return
     answered = reader.answer(data)
-    threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None
+    threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None  # qa/settings.py
     metrics = score_predictions(data, answered.predictions, threshold) if data.has_answers else {}
     if runtime.is_main:
         conditions = {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples),

@@ -46,7 +46,7 @@ DEFAULTS = {
 
 
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
-    """The settings of an evaluation, and the source of each: "typed", "saved" or "default".
+    """The settings of a reader, and the source of each: "typed", "saved" or "default".
 
     In `typed_values` and `saved`, names of other things, and values that are None, are ignored.
     """

@@ -51,7 +51,7 @@ def decode_question(start: np.ndarray, end: np.ndarray, windows: Windows, exampl
     null_score = min(null_scores)
     log_z = np.logaddexp.reduce([*scores, null_score] if use_null else scores, dtype=np.float64)
     best: dict[tuple[int, int], float] = {}
-    for place in np.argsort(-scores, kind="stable"):  # best first; so of equal characters the best is kept
+    for place in np.argsort(-scores, kind="stable"):  # best first: of equal characters setdefault keeps the best
         best.setdefault(tuple(spans[place].tolist()), float(scores[place]))
     candidates = [Candidate(passage.text[start_char:end_char], start_char, end_char, score, float(np.exp(score - log_z)))
                   for (start_char, end_char), score in list(best.items())[:num_best]]

@@ -4,7 +4,7 @@
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
 
 transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in each head of each layer. `load_bert`
-replaces that one function by qa/cpu/attention.py, which is faster on a CPU, and dropout by qa/cpu/dropout.py.
+replaces that one function by qa/cpu/attention.py, which is faster for training on a CPU, and dropout by qa/cpu/dropout.py.
 
 The parameters have the names of transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so each loads the other's
 files. Used by: train_bert.py, qa/reader.py.
@@ -64,7 +64,7 @@ class BertSpanModel(nn.Module):
 
 
 def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Sum over the windows of half the cross-entropy of the start plus half that of the end; a scalar.
+    """The loss above, (start cross-entropy + end cross-entropy) / 2, summed over the windows; a scalar.
 
     Padding is no candidate: a window's loss does not depend on what it is batched with. start, end: [B, L].
     """
@@ -92,7 +92,7 @@ def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tu
     if max_length > config.max_position_embeddings:
         raise UserError(f"--max-length {max_length}: {folder} has positions for {config.max_position_embeddings} tokens; "
                         f"use at most that, long passages are cut into windows")
-    config.num_labels = 2  # a base with three would get a head of three
+    config.num_labels = 2  # a base whose config says three labels would get a head with three outputs
     if dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     loaded, head_is_new = _from_pretrained(folder, config)

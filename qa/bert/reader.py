@@ -2,7 +2,7 @@
 
     SquadData -> windows -> start and end scores of every token -> the best spans -> Prediction
 
-decode.py explains the last step, decode_fast.py does it.
+decode.py explains the last step, decode_fast.py does it. `settings` is of qa/settings.py (lengths; may a question be refused?).
 
 The model reads the longest windows first: then the windows of a batch are alike in length, and little is padded. The scores go
 to their places in flat arrays, so the order changes nothing. Each rank scores its share, and every rank gets all scores.

@@ -4,7 +4,7 @@
     token     [CLS] who came  ? [SEP] ann  and  bob came   . [SEP]     the answer "bob": start_token 7, end_token 7
 
 A passage that is too long for one window is cut into several. Two neighbours share `overlap` tokens, so that an answer at the
-edge of one window is inside the next. (The overlap is `doc_stride` in transformers' run_qa.py; Google's is the step.)
+edge of one window is inside the next. (`doc_stride` is this overlap in transformers' run_qa.py, but the step in Google's BERT.)
 
     passage  t0 .. t599,  question of 10 tokens,  max_length 384,  overlap 128
     capacity 384 - 10 - 3 = 371;  windows t0..t370, t243..t599     (step 371 - 128 = 243)
@@ -32,7 +32,7 @@ from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
 NO_ANSWER = 0  # the position of [CLS]: the label where the window lacks the answer, and the place of the null score
-MAX_UNKNOWN_SHARE = 0.1  # of a passage's tokens. In SQuAD 0.02% are; 15% if the vocabulary lacks capitals
+MAX_UNKNOWN_SHARE = 0.1  # share of [UNK] in a passage. In SQuAD it is 0.02%, without capitals in the vocabulary 15%
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
 
 
@@ -136,7 +136,7 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
             before = np.array([cls, *question[:most], sep], dtype=np.int32)  # what comes before the passage
             capacity = max_length - len(before) - 1
-            # No window begins where at most `overlap` tokens are left: the one before has them. max: an empty passage has one.
+            # If at most `overlap` tokens are left, the window before has them all. max: an empty passage has one window.
             for begin in range(0, max(1, len(token_ids) - overlap), capacity - overlap):
                 part = token_ids[begin:begin + capacity]
                 has_answer = begin <= start <= end < begin + len(part)

@@ -1,4 +1,5 @@
-"""SQuAD data in, `Passage`s with their questions out. Every answer is checked against the text of its passage.
+"""SQuAD data in, `Passage`s with their questions out. fields.py reads a question object (`Question`; `Claim`: an answer as the
+file claims it); this file checks every answer against its passage.
 
 This reads the official JSON of v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250) and v2.0 (Rajpurkar et al. 2018,
 arXiv:1806.03822) from a file, the rows of the hub (`squad`, `squad_v2`), or the built-in data (`demo`, `demo_v2`):
@@ -89,7 +90,7 @@ class SquadData:
     is_v2: bool
     has_answers: bool  # False: a file to predict, not to score
     summary: Summary
-    repeated_ids: frozenset[str] = frozenset()  # ids of the file that several questions have; no Example has them
+    repeated_ids: frozenset[str] = frozenset()  # ids that several questions of the file share; their Examples got others
 
     @property
     def examples(self) -> list[Example]:

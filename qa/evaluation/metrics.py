@@ -24,7 +24,9 @@ A v2.0 model may also give each question a no-answer score, officially `na_prob`
 the threshold is refused, whatever was predicted: it scores 1 if it has no gold, else 0. A question without a na_prob is
 never refused *. `best_exact` and `best_f1` are the scores at the best threshold for this data.
 
-* The official scripts crash here; we do not. Our search for the best threshold differs from the official one in three ways:
+* The official scripts crash here; we do not.
+
+Our search for the best threshold (`best_exact`, `best_f1`) differs from the official one in three ways:
 - The official one accepts questions one at a time, even those with equal na_probs, which no threshold can tell apart
   (transformers#8710). Ours accepts them together.
 - The official one assumes that a threshold of 0 refuses every question. Ours goes below the lowest na_prob.

@@ -2,7 +2,7 @@
 
     reader.answer(data).predictions -> `score_predictions` -> metrics.py -> {"exact_match": 80.1, "f1": 88.2, ...}
 
-Input: `Prediction`s (prediction.py), made by bert/reader.py or llama/reader.py. Used by: evaluate.py, training/evaluator.py;
+Input: `Prediction`s (qa/prediction.py), made by bert/reader.py or llama/reader.py. Used by: evaluate.py, training/evaluator.py;
 results.py (`final_answers`, `no_answer_scores`).
 """
 
@@ -34,7 +34,7 @@ def no_answer_scores(predictions: list[Prediction]) -> dict[str, float]:
 
 
 def score_predictions(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, float]:
-    """The official figures of `predictions` on `data`, and `raw_metrics`. v2.0: without a threshold (None) it is 0."""
+    """The official figures of `predictions` on `data`, and `raw_metrics`. In v2.0 a threshold of None counts as 0."""
     texts = unrefused_answers(predictions)
     if data.is_v2:
         metrics = score_v2(data.examples, texts, no_answer_scores(predictions), na_threshold or 0.0)

@@ -15,8 +15,7 @@ Equal token sequences are one candidate. Of its places in the passage it takes t
 whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first.
 
 `make_trie` is the plain way: every string is encoded by itself. candidates_fast.py makes the same trie in a hundredth of the
-time. Input: a passage's text. Used by: search.py, schedule.py,
-extract.py, candidates_fast.py, llama/reader.py.
+time. Used by: search.py, schedule.py, extract.py, candidates_fast.py, llama/reader.py.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Passages -> prompts, encoded; a passage too long for the model in overlapping pieces.
 
-BERT reads windows (qa/bert/windows.py). LLaMA reads nearly every passage whole: we cut a passage only where prompt and answer
-together exceed `max_length` tokens. Training puts a question to the one piece that shows its answer best. Decoding puts it to
-every piece, and keeps the most probable answer.
+BERT reads windows (qa/bert/windows.py). LLaMA reads nearly every passage whole: we cut a passage only if it does not fit into
+`max_length` tokens together with the longest question and answer of the data. Training puts a question to the one piece that
+shows its answer best. Decoding puts it to every piece, and keeps the most probable answer.
 
-Input: Passages and a PromptTemplate. Used by: train_llama.py and llama/reader.py, which hand the prompts to packing.py
-and reading.py.
+Input: Passages and a PromptTemplate (prompt.py, which makes the token ids). Used by: train_llama.py and llama/reader.py, which
+hand the prompts to packing.py and reading.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Found = TypeVar("Found")  # what a decoder found for one Prompt: greedy.py's Gen
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Piece:
-    """A passage, or a piece of one, encoded. All its questions have the same object: so we know which may share a row."""
+    """A passage, or a piece of one, encoded. All prompts about it hold the same object, so packing.py sees who shares a row."""
 
     ids: list[int]
     text: str  # the passage's characters start_char to end_char (exclusive)
@@ -55,8 +55,8 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
     Args:
         max_length: the most tokens of prompt and answer: the model's context, or --max-length.
         overlap: tokens that neighbouring pieces of a passage share (half a piece at most).
-        max_new_tokens: training: 0; each example gives one prompt, with its answer (so each must be trainable). Decoding: the
-            most tokens of an answer; each example gives one prompt per piece, in order, with that much room.
+        max_new_tokens: 0 in training: each example gives one prompt with its answer, and must be trainable. In decoding: the
+            most tokens of an answer. Each example gives one prompt per piece, and so many tokens are kept free.
 
     Returns:
         The prompts, and one line for each kind of cut that was made, to print.

@@ -1,6 +1,6 @@
 r"""Where an answer ends: at a special token, or at the first newline.
 
-    end_token_ids       special tokens, and tokens that are space up to their first newline ("\n", "\n\n", " \n");
+    end_token_ids       special tokens, and tokens with a newline and only spaces before it ("\n", "\n\n", " \n");
                         P(end), the probability that an answer ends, is their sum
     closing_token_ids   tokens with the answer's last characters *and* a newline (".\n" in Llama 3): they end the answer too,
                         and its text is cut at the newline

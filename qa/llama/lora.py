@@ -69,7 +69,7 @@ class LoRALinear(nn.Module):
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
         low = self.lora_A(x) * self.scale  # [..., r]: scaled where there is least to multiply
-        return (y + self.lora_B(low)).to(y.dtype)  # without autocast: a bf16 y is added to in fp32, then rounded once
+        return (y + self.lora_B(low)).to(y.dtype)  # without autocast: a bf16 y + the fp32 addition, rounded once
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -143,7 +143,7 @@ def load_lora_state_dict(model: nn.Module, tensors: dict[str, torch.Tensor], sou
 
 
 def describe_trainable(model: nn.Module) -> str:
-    """What trains, as a table: one line for the parameters that differ in the block's number only.
+    """What trains, as a table. Parameters whose names differ in the block's number only share a line.
 
     model.layers.*.self_attn.q_proj.lora_A.weight     [16, 576]  x 30          276,480
     """

@@ -92,7 +92,7 @@ def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, m
 
 @dataclass
 class MicroBatch:
-    """Rows as one flat sequence of T tokens, without padding. `prompts`: the questions in order; ids for messages."""
+    """Rows as one flat sequence of T tokens, without padding. `prompts`: the questions, in the sequence's order."""
 
     prompts: list[Prompt]
     layout: Layout  # which row each token is in

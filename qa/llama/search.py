@@ -22,9 +22,9 @@ P(prefix as the whole answer):
     run "The tower"  0.40  0.36     open: "1889" 0.40, "tower" 0.10, "The tower 1889" 0.04
     run "1889"       0.40  0.20     open: "tower" 0.10, "The tower 1889" 0.04; both are below 0.36, so "The tower" is the best
 
-For one question read this file, candidates.py with units.py, and trace.py, which puts the model in (evaluate.py --trace); the
-prompt is prompt.py's. Skip on first reading: extract.py, schedule.py, candidates_fast.py, reading.py and cache.py, which answer
-many questions at a time. Used by: extract.py, schedule.py, trace.py, llama/reader.py.
+For one question read this file, candidates.py with units.py, and trace.py, which calls `best_first` with the real model
+(evaluate.py --trace); the prompt is prompt.py's. Skip on first reading: extract.py, schedule.py, candidates_fast.py, reading.py
+and cache.py, which answer many questions at a time. Used by: extract.py, schedule.py, trace.py, llama/reader.py.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def best_first(trie: Trie, log_probs: Callable[[list[int]], tuple[Any, float]],
     """The `num_best` most probable candidates, by the plain search.
 
     Args:
-        log_probs: the model. For the tokens of a prefix: log P of the token that follows, to be indexed by the token (a dict, a
-            list), and log P of the end.
+        log_probs: the model, as a function. It takes the tokens of a prefix, and returns log P of each next token (a list or
+            a dict, indexed by the token), and log P of the end.
 
     Returns:
         The best candidates, best first; all prefixes that were run, in order; (log P, node) of those left open, best first.
@@ -92,13 +92,13 @@ class Extraction:
     num_best: int
     open_bound: float  # the highest log P that a candidate not looked at can have; -inf: none can beat `spans`
     num_expanded: int  # prefixes that were run
-    num_passes: int  # that it took part in
+    num_passes: int  # forward passes that the search took part in
     num_positions: int  # tokens fed after the cue
     refusal_log_prob: float | None = None  # v2.0: log P(refusal, end | prompt)
 
     @property
     def gap(self) -> float | None:
-        """None: proven. Else: no candidate's log P is more than this above that of the best span found."""
+        """None: proven. Else: the most by which another candidate's log P may exceed that of the best span."""
         is_proven = self.open_bound <= (self.spans[-1].log_prob if len(self.spans) == self.num_best else -math.inf)
         return None if is_proven else max(self.open_bound - self.spans[0].log_prob, 0.0)
 

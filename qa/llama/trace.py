@@ -1,7 +1,7 @@
 """One question's exact search, prefix by prefix, as a table: `evaluate.py --decode exact --trace ID`.
 
-The plain search of search.py over the real model: each prefix is run by itself, after the whole prompt.
-Used by: llama/reader.py.
+The plain search of search.py over the real model: each prefix is run by itself, after the whole prompt, by
+`next_log_probs` of greedy.py. Used by: llama/reader.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prefix_log_probs(model, template: PromptTemplate, prompt: Prompt) -> Callabl
 
 
 def trace_search(model, template: PromptTemplate, prompt: Prompt, max_answer_length: int, num_best: int) -> list[str]:
-    """Lines to print: the prefixes in the order of the search, then those that it never ran, and why that is enough."""
+    """Lines to print: the prefixes in the order of the search, then the open ones that it never ran, and why that is enough."""
     trie = make_trie_fast(template, prompt.piece.text, max_answer_length)
     best, steps, left_open = best_first(trie, prefix_log_probs(model, template, prompt), num_best)
     rows = [(node, log_prob, "no candidate" if answer is None else f"{answer:.3f}") for node, log_prob, answer in steps[1:]]

@@ -31,5 +31,5 @@ def one_line(text: str) -> str:
 
 
 def space_after(text: str) -> str:
-    """The space that begins the text after `text`, so that no part of a prompt ends in one; none after a newline."""
+    """What to put before the text that follows: a space, but not after a newline. So no part of a prompt ends in a space."""
     return "" if not text or text.endswith("\n") else " "

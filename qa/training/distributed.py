@@ -1,10 +1,10 @@
 """Several processes as one: devices, seeds, and sums over ranks.
 
 `torchrun --nproc_per_node=4` starts 4 processes: the ranks 0 to 3, each with one device and a copy of the whole model.
-Without torchrun there is one rank, and nothing here communicates. The loss of every micro-batch is divided by what the global
-batch has in all (BERT: windows; LLaMA: answer tokens). So the sum of all ranks' gradients is the gradient of the global
-batch's mean loss. They are summed once a step; a rank that had no micro-batch adds zeros. Used by both train scripts, both
-readers, qa/reader.py and evaluate.py.
+Without torchrun there is one rank, and nothing here communicates. The loss of every micro-batch is divided by the number of
+windows (BERT) or answer tokens (LLaMA) in the whole global batch. So the sum of all ranks' gradients is the gradient of the
+global batch's mean loss. They are summed once a step; a rank that had no micro-batch adds zeros. Used by both train scripts,
+both readers, qa/reader.py and evaluate.py.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def trouble(scaler: torch.amp.GradScaler, loss: float, grad_norm: float) -> str 
 
     Without GradScaler: the loss or the gradient is NaN or infinite. GradScaler (fp16) begins at a scale of 2^16 = 65536. When
     a step's gradients overflow, it skips the update and halves the scale; a healthy run skips its first few steps. A scale
-    below 1 means that gradients overflowed even at a scale of 1, after 17 skipped steps in a row: the run cannot recover.
+    below 1 means that gradients overflowed even at a scale of 1 (at the start: after 17 skipped steps): the run cannot recover.
     """
     if not scaler.is_enabled():
         return None if math.isfinite(grad_norm + loss) else f"loss {loss}, gradient norm {grad_norm}"
