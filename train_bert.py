@@ -107,7 +107,7 @@ def main() -> None:
         if step == first_step or step_of_epoch == 0:
             plan = epoch_plan(lengths, options.batch_size, options.seed, epoch)
         batch = plan[step_of_epoch]  # window indices, the same on every rank
-        distributed.reseed(options.seed, step + 1, runtime.rank)
+        distributed.reseed(options.seed, step + 1, runtime.rank)  # so a resumed run repeats its dropout masks
 
         # ---- a training step: forward and backward --------------------------------------------------------------
         shares = deal(batch, lengths, runtime.num_ranks, micro_tokens)  # per rank its micro-batches; see qa/data/batches.py

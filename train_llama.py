@@ -79,7 +79,7 @@ def main() -> None:
     replace_dropout(model)  # by one that is fast on a CPU
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # reentrant needs an input with a gradient
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # reentrant: the input must require grad, ours is frozen
     forward = torch.compile(AnswerLoss(model), dynamic=True) if options.compile else AnswerLoss(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
@@ -123,7 +123,7 @@ def main() -> None:
             plan = passage_plan(passage_index, lengths, options.batch_size, options.seed, epoch)
         batch = [prompts[index] for index in plan[step_of_epoch]]  # the same questions on every rank
         num_answer_tokens = sum(len(prompt.answer_ids) for prompt in batch)
-        distributed.reseed(options.seed, step + 1, runtime.rank)
+        distributed.reseed(options.seed, step + 1, runtime.rank)  # so a resumed run repeats its dropout masks
 
         # ---- a training step: forward and backward --------------------------------------------------------------
         shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)

@@ -124,7 +124,7 @@ def load_weights(model: BertSpanModel, folder: Path) -> None:
 
 
 def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionAnswering, bool]:
-    """Load the weights. Returns True as well if the span head is missing.
+    """Load the weights. Returns the model, and whether its span head is missing.
 
     Any other missing weight is an error, and so is a weight without a place, except the heads of pretraining.
     """

@@ -2,11 +2,11 @@
 
     SquadData -> windows -> start and end scores of every token -> the best spans -> Prediction
 
-decode.py explains the last step, decode_fast.py does it. `settings` is of qa/settings.py (lengths; may a question be refused?).
+decode.py explains the last step, decode_fast.py does it. `settings` (qa/settings.py) has the lengths.
 
 The model reads the longest windows first: then the windows of a batch are alike in length, and little is padded. The scores go
 to their places in flat arrays, so the order changes nothing. Each rank scores its share, and every rank gets all scores.
-Used by: train_bert.py (held-out and final scores), qa/reader.py.
+Used by: training/evaluator.py (for train_bert.py), qa/reader.py.
 
 Letters: T tokens of all windows together, B windows of a batch, L tokens of the longest of them.
 """

@@ -126,8 +126,8 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
             summary.add(f"passage with more than {MAX_UNKNOWN_SHARE:.0%} of unknown tokens ({tokenizer.unk_token}): is this "
                         "the model's own tokenizer, and the model one for this language?", repr(passage.text[first:past]))
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
-        # Token ends move behind accents (data/marks.py), but only now that the labels are made: with the moved ends, an
-        # answer that begins with an accent would be labelled with the token before it.
+        # Now that the labels are made, token ends move to after accents (data/marks.py). Moved earlier, a gold answer that
+        # begins with an accent would get the token before it as its label.
         offsets = ends_after_marks(offsets, passage.text)
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > most:
@@ -136,7 +136,7 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
             before = np.array([cls, *question[:most], sep], dtype=np.int32)  # what comes before the passage
             capacity = max_length - len(before) - 1
-            # If at most `overlap` tokens are left, the window before has them all. max: an empty passage has one window.
+            # No window begins in the last `overlap` tokens: the one before has them. max(1, ..): an empty passage has one.
             for begin in range(0, max(1, len(token_ids) - overlap), capacity - overlap):
                 part = token_ids[begin:begin + capacity]
                 has_answer = begin <= start <= end < begin + len(part)

@@ -8,7 +8,7 @@ arXiv:1806.03822) from a file, the rows of the hub (`squad`, `squad_v2`), or the
         {"id": ..., "question": ..., "is_impossible": false, "answers": [{"text": ..., "answer_start": 515}]}]}]}]}
 
 An `answer_start` counts Unicode code points, so we never strip or normalise a context. Equal passages of one article become
-one `Passage`, which is read once for all its questions. What is wrong with the data is counted by name in a `Summary`.
+one `Passage`, which is tokenised once for all its questions. What is wrong with the data is counted by name in a `Summary`.
 A question whose answer cannot be trusted is left out of training, but still predicted and scored, as the official rules want.
 Used by: the three scripts and qa/reader.py (`load_squad`), which hand the passages to splits.py, bert/windows.py and
 llama/encode.py, and the examples to evaluation/metrics.py.
@@ -90,7 +90,7 @@ class SquadData:
     is_v2: bool
     has_answers: bool  # False: a file to predict, not to score
     summary: Summary
-    repeated_ids: frozenset[str] = frozenset()  # ids that several questions of the file share; their Examples got others
+    repeated_ids: frozenset[str] = frozenset()  # ids that several questions of the file share: their Examples have new ones
 
     @property
     def examples(self) -> list[Example]:

@@ -64,7 +64,7 @@ class Layout:
 
 
 def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
-    """Which keys a query may see; [B, 1, L, C] bool. The queries are the last L of the C keys; earlier keys come from a cache.
+    """Which keys a query may see; [B, 1, L, C] bool. The queries are of the last L tokens; earlier keys come from a cache.
 
     query_segments: [B, L]; key_segments: [B, C]. Keys of segment 0 are seen by all later tokens of the row. Empty places (-1)
     are seen by empty places only.

@@ -12,7 +12,7 @@ The trie has one node for each *prefix*, so the search (search.py) scores "The" 
     root -- " The" [The] -- " tower" [The tower] -- " (" [The tower (] -- ...      [..]: a candidate ends here
 
 Equal token sequences are one candidate. Of its places in the passage it takes the one that grounding.py would take: the first
-whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first.
+whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first found.
 
 `make_trie` is the plain way: every string is encoded by itself. candidates_fast.py makes the same trie in a hundredth of the
 time. Used by: search.py, schedule.py, extract.py, candidates_fast.py, llama/reader.py.
@@ -78,7 +78,7 @@ class Trie:
 def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Sequence[int] | None = None) -> Trie:
     """All candidates of a passage with at most `max_tokens` tokens, the end token included; each is encoded by itself.
 
-    stops[u], if given: strings from unit u end before unit stops[u], as longer ones have too many tokens (candidates_fast.py).
+    stops[u], if given: no string from unit u with unit stops[u] in it is tried; it has too many tokens (candidates_fast.py).
     """
     trie, units = Trie(), cut(text, SMALL_UNITS)
     for first in range(len(units)):

@@ -56,7 +56,7 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
         max_length: the most tokens of prompt and answer: the model's context, or --max-length.
         overlap: tokens that neighbouring pieces of a passage share (half a piece at most).
         max_new_tokens: 0 in training: each example gives one prompt with its answer, and must be trainable. In decoding: the
-            most tokens of an answer. Each example gives one prompt per piece, and so many tokens are kept free.
+            most tokens of an answer. Each example gives one prompt per piece, with room for so long an answer.
 
     Returns:
         The prompts, and one line for each kind of cut that was made, to print.
@@ -96,7 +96,7 @@ def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndar
 def group_by_example(found: Iterable[Found]) -> list[tuple[list[Found], float | None]]:
     """For each example: what a decoder found in each piece of its passage; on v2.0 also the log P of its refusal.
 
-    That is the least over the pieces: a passage has an answer if one of its pieces has.
+    It is the smallest of the pieces' refusals: a passage has an answer if one of its pieces has.
     """
     by_example: dict[int, list[Found]] = {}
     for one in found:
@@ -120,7 +120,7 @@ def split_passage(template: PromptTemplate, text: str, max_tokens: int, overlap:
     assert 0 <= overlap < max_tokens, (overlap, max_tokens)
     encoding = template.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     starts, ends = zip(*encoding["offset_mapping"], strict=True)
-    ends = (*ends[:-1], len(text))
+    ends = (*ends[:-1], len(text))  # the last piece takes what no token covers at the end
     pieces, first = [], 0
     while not pieces or pieces[-1].end_char < len(text):
         start_char = starts[first] if pieces else 0

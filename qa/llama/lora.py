@@ -1,7 +1,7 @@
 """LoRA from scratch: freeze a LLaMA and train a low-rank addition to some of its linear layers.
 
     y = W x + (alpha / r) B A dropout(x)        Hu et al. 2021, "LoRA", section 4.1, equation 3
-    y = W x + (alpha / sqrt(r)) B A dropout(x)  Kalajdzievski 2023, "rsLoRA": keeps its size as r grows
+    y = W x + (alpha / sqrt(r)) B A dropout(x)  Kalajdzievski 2023, "rsLoRA": the addition keeps its size as r grows
 
             x [T, in]
        +-------+---------+
@@ -92,7 +92,7 @@ class LoRALinear(nn.Module):
 def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, source: str = "--target") -> list[str]:
     """Freeze the whole model and give every target layer its trainable A and B; returns the paths of these layers.
 
-    every_name, source: see `find_targets`. peft asks only that one of the names match.
+    every_name, source: see `find_targets`. every_name=False is peft's rule: one match is enough.
     """
     assert not lora_layers(model), "LoRA is already injected"
     targets = find_targets(model, spec, every_name, source)

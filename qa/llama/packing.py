@@ -78,7 +78,7 @@ def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens:
 
 
 def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, micro_tokens: int) -> list[list[list[Row]]]:
-    """Give a global batch to the ranks, passage by passage, so that they finish together; then cut as `micro_batches`.
+    """Give a global batch to the ranks, passage by passage, so that they finish together; `micro_batches` then cuts each share.
 
     Returns every rank's list of micro-batches; empty for a rank with nothing to do.
     """

@@ -90,7 +90,7 @@ class Extraction:
     prompt: Prompt
     spans: list[Span]  # best first; fewer than `num_best` if there are no more
     num_best: int
-    open_bound: float  # the highest log P that a candidate not looked at can have; -inf: none can beat `spans`
+    open_bound: float  # upper bound on log P of candidates not looked at; -inf once it is too low to beat `spans`
     num_expanded: int  # prefixes that were run
     num_passes: int  # forward passes that the search took part in
     num_positions: int  # tokens fed after the cue
