@@ -207,7 +207,7 @@ def test_an_option_that_nothing_uses_is_told(argv, parts, lines):
 @pytest.mark.parametrize("argv", [["--merge-into", "x"], ["--decode", "exact"], ["--base", "x"]])
 def test_what_asks_for_something_is_an_error_where_nothing_uses_it(argv):
     options, typed = parse_flags(EvaluateOptions, *argv)
-    with pytest.raises(UserError, match=f"^{argv[0]} has no effect on a BERT: it is for (llama|adapter) only"):
+    with pytest.raises(UserError, match=f"^{argv[0]} has no effect on a BERT: it is for (llama|adapter);"):
         unused_options(options, typed, {"bert"}, "a BERT")
 
 

@@ -19,7 +19,7 @@ from qa.llama.loss import AnswerLoss  # noqa: E402
 from qa.llama.packing import Row, collate  # noqa: E402
 
 PIECE = Piece(ids=[5, 6, 7, 8], text="a passage of four tokens", start_char=0)
-PROMPTS = [Prompt(0, "first", PIECE, question_ids=[20, 21], answer_ids=[30, 2]),  # 2 is the end token
+PROMPTS = [Prompt(0, "first", PIECE, question_ids=[20, 21], answer_ids=[30, 2]),  # 2 is the end: predicted, never read
            Prompt(1, "second", PIECE, question_ids=[22], answer_ids=[31, 2])]
 
 

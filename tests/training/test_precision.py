@@ -48,6 +48,20 @@ def test_products_are_timed_and_leave_the_threads_as_they_were():
     assert torch.get_num_threads() == num_threads and torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_slow_first_product_does_not_decide(monkeypatch):
+    """A program's first product takes longer than all others: here 0.2 s in fp32, later 0.01 s, and bf16 0.02 s."""
+    now, products = [0.0], []
+
+    def linear(tokens, weight):
+        now[0] += 0.02 if tokens.dtype == torch.bfloat16 else 0.01 if products else 0.2
+        products.append(tokens.dtype)
+
+    monkeypatch.setattr(precision_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    assert time_products(64, 8, 16) == (pytest.approx(0.01), pytest.approx(0.02))
+    assert len(products) == 6  # three tries of each, since they take long
+
+
 def test_this_machines_auto_can_be_computed():
     precision = choose_precision("auto", CPU, 8, 16)
     assert precision.name in ("fp32", "bf16")  # fp16 on no CPU
