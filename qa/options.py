@@ -218,7 +218,8 @@ def unused_options(options: Any, typed: set[str], parts: set[str], model: str) -
         if field.name in typed and only and not only & parts:
             lines.append(f"{flag(field.name)} has no effect on {model}")
             if field.metadata["strict"]:
-                raise UserError(f"{lines[-1]}: it is for {' or '.join(sorted(only)).replace('exact', '--decode exact')}; leave it out")
+                parts_named = " or ".join(sorted(only)).replace("exact", "--decode exact")
+                raise UserError(f"{lines[-1]}: it is for {parts_named}; leave it out")
     return lines
 
 
