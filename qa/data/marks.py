@@ -1,4 +1,4 @@
-"""Marks: characters that belong to the character before them. No answer may begin with one, nor end in front of one.
+"""Marks: characters that belong to the character before them. A predicted answer does not end before one.
 
 "dé" may be written as d, e and U+0301, an accent: three characters, and the last is a mark. Other marks are the vowel signs of
 Hindi and Arabic, and an emoji's skin colour. Used by: bert/windows.py, llama/units.py.

@@ -11,7 +11,7 @@ The trie has one node for each *prefix*, so the search (search.py) scores "The" 
 
     root -- " The" [The] -- " tower" [The tower] -- " (" [The tower (] -- ...      [..]: a candidate ends here
 
-Equal token sequences are one candidate. Of its places in the passage it takes the one that grounding.py would take: the first
+Equal token sequences are one candidate. Of its places in the passage it takes, nearly as grounding.py does, the first
 whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first found.
 
 `make_trie` is the plain way: every string is encoded by itself. candidates_fast.py makes the same trie in a hundredth of the
