@@ -8,6 +8,7 @@
     python evaluate.py --ckpt runs/lora --decode exact --data dev-v1.1.json      # its most probable spans, proven
     python evaluate.py --ckpt runs/lora --decode exact --data dev.json --trace ID # how the search found one answer
     python evaluate.py --predictions answers.json --data dev-v1.1.json           # {id: answer}
+    python evaluate.py --ckpt runs/lora --data dev-v1.1.json --against runs/bert # is the one better than the other?
     torchrun --nproc_per_node=4 evaluate.py --ckpt runs/bert --data squad        # every rank predicts its share
 
 It prints a table and writes metrics.json, predictions.json, nbest.json and more (qa/evaluation/results.py lists them) into the
@@ -16,21 +17,34 @@ in a folder of yours (a hub id, pypi:...). For a file of predictions --out has n
 
     a model:   qa/reader.py opens it -> bert/reader.py or llama/reader.py predicts -> evaluation/scoring.py -> metrics.py
     a file:    evaluation/predictions_file.py reads and checks it -> metrics.py
+    both:      evaluation/significance.py says how sure the figures are
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
+
+import numpy as np
 
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad
 from qa.errors import UserError, exit_status
-from qa.evaluation.metrics import score_v1, score_v2
-from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import check_results_folder, default_folder, identity, result_files, write_results
+from qa.evaluation.metrics import final_scores, score_v1, score_v2
+from qa.evaluation.predictions_file import find_predictions, load_na_probs, load_predictions
+from qa.evaluation.results import (
+    check_results_folder,
+    default_folder,
+    environment,
+    identity,
+    per_question,
+    result_files,
+    write_results,
+)
 from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import metrics_line, table
+from qa.evaluation.significance import describe_difference, describe_figures
 from qa.options import EvaluateOptions, parse, settings_typed, unused_options
 from qa.reader import load_reader
 from qa.training import distributed
@@ -49,14 +63,37 @@ def main() -> None:
     if options.max_questions:
         data = dataclasses.replace(data, passages=first_passages(data.passages, options.max_questions, options.data_seed))
         say(f"a sample: {counted(len(data.examples), 'question')} of shuffled passages, --data-seed {options.data_seed}")
+    others = load_others(options.against, data, say) if options.against else None
     if not options.predictions:
-        score_model(options, typed, data, runtime)
+        score_model(options, typed, data, others, runtime)
     elif runtime.is_main:
-        score_file(options, typed, data)
+        score_file(options, typed, data, others, runtime)
     distributed.finish(runtime)
 
 
-def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runtime: Runtime) -> None:
+def load_others(path: str, data: SquadData, say: Callable) -> dict[str, np.ndarray]:
+    """The scores of --against on the same questions: {"EM": [N], "F1": [N]}, 0 to 1."""
+    if not data.has_answers:
+        raise UserError(f"--against: {data.source} has no answers, so nothing can be compared on it; leave it out")
+    answers = load_predictions(find_predictions(path), data)
+    if missing := [example.id for example in data.examples if example.id not in answers]:
+        say(f"warning: --against {path} lacks {counted(len(missing), 'question')} of the data, counted as wrong there "
+            f"(e.g. {missing[0]}): is it of the same data, or of a sample?", file=sys.stderr)
+    return dict(zip(("EM", "F1"), final_scores(data.examples, answers, data.is_v2), strict=True))
+
+
+def compare(questions: dict[str, dict], others: dict[str, np.ndarray] | None, options: EvaluateOptions, data: SquadData) -> str:
+    """How sure the figures are, and with --against the difference. questions: what per_question.json holds."""
+    scores = {name: np.array([entry[key] for entry in questions.values()]) for name, key in (("EM", "exact"), ("F1", "f1"))}
+    lines = [describe_figures(scores, data.titles)]
+    if others is not None:
+        head, *differences = describe_difference(scores, others, data.titles)
+        lines += [f"this minus {options.against}; {head}", *differences]
+    return "\n".join(lines)
+
+
+def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, np.ndarray] | None,
+                runtime: Runtime) -> None:
     """Predict every question, score the predictions if the data has answers, and write the files."""
     say = print if runtime.is_main else lambda *_, **__: None
     typed_settings = settings_typed(options, typed)
@@ -80,13 +117,16 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
                       **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
                       "notes": [*notes, *answered.notes], "identity": identity(options.ckpt, options.data, typed_settings)}
-        files = result_files(answered.predictions, threshold)
-        write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
-        print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}" if metrics else
+        files = result_files(data, answered.predictions, threshold)
+        write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions,
+                               "environment.json": environment(runtime.began)})
+        print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}\n"
+              f"{compare(files['per_question.json'], others, options, data)}" if metrics else
               "no answers in the data: predicted only", f"written to {folder}", sep="\n")
 
 
-def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> None:
+def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, np.ndarray] | None,
+               runtime: Runtime) -> None:
     """Score predictions that somebody else made."""
     if not data.has_answers:
         raise UserError(f"--data {data.source}: has no answers, so predictions cannot be scored on it")
@@ -99,15 +139,19 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> No
         warnings.append(f"{counted(len(missing), 'question')} without a prediction, counted as wrong (e.g. {missing[0]})")
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
+    threshold = 1.0 if options.na_threshold is None else options.na_threshold
     if data.is_v2:
-        metrics = score_v2(data.examples, predictions, na_probs, 1.0 if options.na_threshold is None else options.na_threshold)
+        metrics = score_v2(data.examples, predictions, na_probs, threshold)
     else:
         metrics = score_v1(data.examples, predictions)
-    print(table(metrics))
+    scores = final_scores(data.examples, predictions, data.is_v2, na_probs, threshold)
+    questions = per_question(data, predictions, *scores, {}, na_probs or {})
+    print(table(metrics), compare(questions, others, options, data), sep="\n")
     if options.out:
         conditions = {"predictions": options.predictions, "na_probs": options.na_probs, "data": options.data}
-        write_results(options.out, {"metrics.json": metrics, "predictions.json": predictions, "null_odds.json": na_probs or {},
-                                    "conditions.json": conditions})
+        write_results(options.out, {"metrics.json": metrics, "per_question.json": questions, "predictions.json": predictions,
+                                    "null_odds.json": na_probs or {}, "conditions.json": conditions,
+                                    "environment.json": environment(runtime.began)})
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def main() -> None:
     reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, windows.tokens))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, windows.tokens),
+                                  [example.id for example in questions])
     state = TrainState()
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])

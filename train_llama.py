@@ -91,7 +91,8 @@ def main() -> None:
     reader.check(held_out, dev_data)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)),
+                                  [prompt.id for prompt in prompts])
     state = TrainState()
     if checkpoint is not None:
         check_base(checkpoint.state["base"], base_print, options.model)

@@ -135,6 +135,8 @@ class EvaluateOptions:
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
     na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
     data: str = option("squad", DATA_HELP, free=True)
+    against: str | None = option(None, "print the difference from this, with its interval and a test: an evaluation's folder, "
+                                 "a run that scored its --dev-data, or a file of predictions", free=True)
     out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
                              "the model's folder, or in runs/ for a hub id or pypi:PACKAGE)", free=True)
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")

@@ -3,15 +3,17 @@
     reader.answer(data).predictions -> `score_predictions` -> metrics.py -> {"exact_match": 80.1, "f1": 88.2, ...}
 
 Input: `Prediction`s (qa/prediction.py), made by bert/reader.py or llama/reader.py. Used by: evaluate.py, training/evaluator.py;
-results.py (`final_answers`, `no_answer_scores`).
+results.py (`final_answers`, `no_answer_scores`, `scores_of_questions`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from qa.data.squad import SquadData
-from qa.evaluation.metrics import best_threshold, is_refused, question_scores, score_v1, score_v2
+from qa.evaluation.metrics import best_threshold, final_scores, is_refused, question_scores, score_v1, score_v2
 from qa.prediction import Prediction
 
 
@@ -41,6 +43,13 @@ def score_predictions(data: SquadData, predictions: list[Prediction], na_thresho
     else:
         metrics = score_v1(data.examples, texts)
     return metrics | raw_metrics(data, predictions)
+
+
+def scores_of_questions(data: SquadData, predictions: list[Prediction],
+                        na_threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 of every question, 0 to 1: [N] and [N], whose means are the figures of `score_predictions`."""
+    return final_scores(data.examples, unrefused_answers(predictions), data.is_v2, no_answer_scores(predictions),
+                        na_threshold or 0.0)
 
 
 def choose_threshold(data: SquadData, predictions: list[Prediction]) -> float:

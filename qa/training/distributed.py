@@ -10,7 +10,8 @@ both readers, qa/reader.py and evaluate.py.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ class Runtime:
     rank: int
     num_ranks: int
     device: torch.device
+    began: float = field(default_factory=time.time, compare=False)  # the time of the start
 
     def __str__(self) -> str:
         return f"{self.num_ranks} × {self.device}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qa.data.squad import SquadData
 from qa.errors import Stopped
+from qa.evaluation.results import result_files, write_results
 from qa.evaluation.scoring import choose_threshold, score_predictions
 from qa.evaluation.show import marked_passages, metrics_line
 from qa.options import TrainOptions
@@ -80,18 +81,28 @@ class Evaluator:
             step, threshold = self.product.restore()
             metrics["held-out f1"] = state.best_f1
         if self.dev_data is not None:
-            metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0)
+            metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0, leave=True)
             self.product.save(step, threshold, metrics)  # again, with the scores in its model card
         self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
                      f"{self.product.folder.parent} --data {self.options.dev_data or 'DATA'}")
 
     def score_dev(self, when: str, reader: Reader | None = None, threshold: float | None = None,
-                  show: int = 0) -> dict[str, float]:
-        """Score the dev data and print the figures, then `show` questions with the answers marked in their passages."""
-        predictions = (reader or self.reader).answer(self.dev_data).predictions
-        metrics = self._report(when, self.dev_data, predictions, threshold)
+                  show: int = 0, leave: bool = False) -> dict[str, float]:
+        """Score the dev data and print the figures, then `show` questions with the answers marked in their passages.
+
+        If `leave`, the run's folder evaluation/ gets the files of an evaluation (qa/evaluation/results.py).
+        """
+        data, answered = self.dev_data, (reader or self.reader).answer(self.dev_data)
+        predictions = answered.predictions
+        metrics = self._report(when, data, predictions, threshold)
+        if leave and self.log.is_main:
+            run = self.product.folder.parent
+            conditions = {"ckpt": str(run), "data": data.source, "questions": len(data.examples), "step": self.state.step,
+                          **answered.conditions, "na_threshold": threshold}
+            write_results(run / "evaluation", {**result_files(data, predictions, threshold), "metrics.json": metrics,
+                                               "conditions.json": conditions})
         if show:
-            self.log.say(marked_passages(self.dev_data, predictions, show))
+            self.log.say(marked_passages(data, predictions, show))
         return metrics
 
     def _report(self, when: str, data: SquadData, predictions: list[Prediction], threshold: float | None) -> dict[str, float]:

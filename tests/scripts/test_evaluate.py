@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfi
 from qa.data.squad import load_squad
 
 FP32 = ("--precision", "fp32")
-FILES = {"metrics.json", "predictions.json", "nbest.json", "conditions.json"}
+FILES = {"metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json", "environment.json"}
 V1_KEYS = {"exact_match", "f1", "total"}
 V2_KEYS = {"exact", "f1", "total", *(f"{half}_{name}" for half in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
            "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"}
@@ -105,9 +105,9 @@ def test_two_ranks_write_the_same_files_as_one(run_folder, data_file, scripts, t
     scripts.evaluate(*command, "--out", str(tmp_path / "1"))
     ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), ranks=2)
     assert names(tmp_path / "1") == names(tmp_path / "2") == FILES
-    for name in FILES:
+    for name in FILES - {"environment.json"}:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert ended.out.count("F1") == 1 and ended.out_of_others == ""
+    assert ended.out.count("EM ") == 3 and ended.out.count("written to") == 1 and ended.out_of_others == ""
 
 
 @pytest.mark.parametrize("decode", ["greedy", "exact"])
@@ -171,7 +171,7 @@ def test_file_without_answers_is_predicted_and_not_scored(run_folder, data_file,
     (tmp_path / "questions.json").write_text(json.dumps(document))
     out = tmp_path / "out"
     ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(tmp_path / "questions.json"), "--out", str(out))
-    assert "predicted only" in ended.out and names(out) == FILES - {"metrics.json"}
+    assert "predicted only" in ended.out and names(out) == FILES - {"metrics.json", "per_question.json"}
     assert len(read(out, "predictions")) == 41 and all(read(out, "predictions").values())
 
 
@@ -192,7 +192,10 @@ def test_predictions_of_evaluate_score_as_the_model_did(run_folder, data_file, d
         scripts.evaluate("--predictions", str(folder / "predictions.json"), "--data", str(data), "--out", str(folder / "again"))
         again = read(folder / "again", "metrics")
         assert again == {name: read(folder, "metrics")[name] for name in again} and "f1" in again
-        assert names(folder / "again") == {"metrics.json", "predictions.json", "conditions.json"}
+        assert names(folder / "again") == FILES - {"nbest.json"}
+        questions, first = (read(place, "per_question") for place in (folder / "again", folder))
+        unknown = {"confidence": None, "no_answer_score": None}
+        assert questions == {name: entry | unknown for name, entry in first.items()}
 
 
 def test_missing_predictions_count_as_wrong_and_are_warned_about(data_file, scripts, tmp_path):
@@ -202,6 +205,26 @@ def test_missing_predictions_count_as_wrong_and_are_warned_about(data_file, scri
                              "--out", str(tmp_path / "out"))
     assert read(tmp_path / "out", "metrics") == pytest.approx({"exact_match": 2100 / 41, "f1": 2100 / 41, "total": 41})
     assert "20 questions without a prediction" in ended.err
+
+
+def test_against_tells_the_difference_from_each_kind_of_evaluation(run_folder, data_file, scripts, tmp_path):
+    """A run that answers like itself does not differ; half the gold answers are better, and the official figures say by how
+    much."""
+    command = ["--ckpt", str(run_folder), "--data", str(data_file), *FP32]
+    scripts.evaluate(*command, "--out", str(tmp_path / "1"))
+    for name in ("", "predictions.json", "per_question.json"):
+        ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(tmp_path / "1" / name))
+        assert "\n  EM +0.00 [+0.00, +0.00], p 1;" in ended.out and "0 questions better, 0 worse, of 41" in ended.out
+    examples = load_squad(str(data_file)).examples
+    gold = tmp_path / "gold.json"
+    gold.write_text(json.dumps({example.id: example.gold_texts[0] for example in examples[::2]}))
+    ended = scripts.evaluate("--predictions", str(gold), "--data", str(data_file), "--against", str(tmp_path / "1"))
+    metrics = read(tmp_path / "1", "metrics")
+    assert f"this minus {tmp_path / '1'}; 95% intervals by article (7 articles, fewer than 10" in ended.out
+    assert f"\n  EM {2100 / 41 - metrics['exact_match']:+.2f} [" in ended.out
+    assert f"\n  F1 {2100 / 41 - metrics['f1']:+.2f} [" in ended.out
+    ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(gold))
+    assert "lacks 20 questions of the data" in ended.err and f"\n  EM {metrics['exact_match'] - 2100 / 41:+.2f} [" in ended.out
 
 
 @pytest.mark.squad

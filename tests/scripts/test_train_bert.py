@@ -80,6 +80,10 @@ def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
         assert stands_still == (line["skipped"] > before)
 
 
+def read_json(path):
+    return json.loads(path.read_text())
+
+
 def longest_windows(lengths: np.ndarray, seed: int) -> list[int]:
     """Tokens of the longest window of each step of the first epoch."""
     return [int(lengths[batch].max()) for batch in epoch_plan(lengths, 13, seed, epoch=0)]
@@ -105,6 +109,32 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
     assert "Traceback" not in ended.err
     run = read_run(tmp_path / "run")
     assert run.steps() == [1, 2] and len(run.losses()) == 2 and not (tmp_path / "run" / "model").exists()
+
+
+# ---- what a run leaves beside its product ---------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_evidence(scripts, read_run, data_file, tmp_path):
+    """Also one of two processes. Its evaluation is that of evaluate.py on the product."""
+    out, flags = tmp_path / "run", ["--dev-data", str(data_file), "--max-train-questions", "20"]
+    scripts.train(out, *flags, "--stop-after", "3", status=1)
+    scripts.train(out, *flags, "--resume")
+    learnt = read_json(out / "train_questions.json")
+    ids = {example.id for example in load_squad(str(data_file)).examples}
+    assert len(learnt) == len(set(learnt)) == 20 and set(learnt) < ids
+    first, second = read_json(out / "environment.json")
+    assert first["script"] == "train_bert.py" and first["command"].endswith("--stop-after 3")
+    assert second["command"].endswith("--resume") and first["began"] <= second["began"]
+    finished = read_json(out / "finished.json")
+    assert 0 <= finished["seconds"] < 300 and finished["step"] == 10
+    scripts.evaluate("--ckpt", str(out), "--data", str(data_file), "--precision", "fp32", "--out", str(tmp_path / "again"))
+    assert {path.name for path in (out / "evaluation").iterdir()} == {
+        "metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json"}
+    for name in ("metrics", "per_question", "predictions", "nbest"):
+        assert read_json(out / "evaluation" / f"{name}.json") == read_json(tmp_path / "again" / f"{name}.json"), name
+    assert read_json(out / "evaluation" / "conditions.json")["step"] == 10
+    ended = scripts.evaluate("--ckpt", str(out), "--data", str(data_file), "--against", str(out), "--out", str(tmp_path / "2"))
+    assert "EM +0.00 [+0.00, +0.00], p 1;" in ended.out
 
 
 # ---- which weights become the product -------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class FakeProduct:
 
 
 class FakeLog:
-    total_steps = 12
+    total_steps, is_main = 12, True
 
     def __init__(self):
         self.said, self.events = [], []

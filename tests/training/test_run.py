@@ -15,7 +15,7 @@ from qa.files import write_json
 from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.options import BertOptions, LlamaOptions
 from qa.training.distributed import Runtime
-from qa.training.run import check_run_folder, find_run, fingerprint, finish_run
+from qa.training.run import _wall_seconds, check_run_folder, find_run, fingerprint, finish_run
 from qa.training.state import StopSignal, TrainState
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
@@ -82,6 +82,16 @@ def test_llama_examples_of_equal_lengths_are_told_apart():
         return fingerprint([], tokens)
 
     assert len({of(5, 6, 7), of(8, 6, 7), of(5, 8, 7), of(5, 6, 8)}) == 4 and of(5, 6, 7) == of(5, 6, 7)
+
+
+def test_wall_time_is_that_of_all_processes_without_the_pauses(tmp_path):
+    """10 s until its last line, a pause, then 20 s. The second line of the log was cut by a kill."""
+    write_json(tmp_path / "environment.json", [{"began": "2026-05-01T23:59:55"}, {"began": "2026-05-02T08:00:00"}])
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "time": "2026-05-02T00:00:05", "step": 1}\n{"event": "st\n'
+                                        '{"event": "step", "time": "2026-05-02T08:00:19", "step": 2}\n')
+    assert _wall_seconds(tmp_path, "2026-05-02T08:00:20") == 10 + 20
+    (tmp_path / "log.jsonl").unlink()
+    assert _wall_seconds(tmp_path, "2026-05-02T08:00:20") == 20
 
 
 # ---- which folder -----------------------------------------------------------------------------------------------------
