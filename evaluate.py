@@ -26,8 +26,6 @@ import dataclasses
 import sys
 from collections.abc import Callable
 
-import numpy as np
-
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad
 from qa.errors import UserError, exit_status
@@ -44,7 +42,7 @@ from qa.evaluation.results import (
 )
 from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import metrics_line, table
-from qa.evaluation.significance import describe_difference, describe_figures
+from qa.evaluation.significance import describe
 from qa.options import EvaluateOptions, parse, settings_typed, unused_options
 from qa.reader import load_reader
 from qa.training import distributed
@@ -71,28 +69,18 @@ def main() -> None:
     distributed.finish(runtime)
 
 
-def load_others(path: str, data: SquadData, say: Callable) -> dict[str, np.ndarray]:
-    """The scores of --against on the same questions: {"EM": [N], "F1": [N]}, 0 to 1."""
+def load_others(path: str, data: SquadData, say: Callable) -> dict[str, dict]:
+    """The system of --against on the same questions, as per_question.json would hold it."""
     if not data.has_answers:
         raise UserError(f"--against: {data.source} has no answers, so nothing can be compared on it; leave it out")
     answers = load_predictions(find_predictions(path), data)
     if missing := [example.id for example in data.examples if example.id not in answers]:
         say(f"warning: --against {path} lacks {counted(len(missing), 'question')} of the data, counted as wrong there "
             f"(e.g. {missing[0]}): is it of the same data, or of a sample?", file=sys.stderr)
-    return dict(zip(("EM", "F1"), final_scores(data.examples, answers, data.is_v2), strict=True))
+    return per_question(data, answers, *final_scores(data.examples, answers, data.is_v2))
 
 
-def compare(questions: dict[str, dict], others: dict[str, np.ndarray] | None, options: EvaluateOptions, data: SquadData) -> str:
-    """How sure the figures are, and with --against the difference. questions: what per_question.json holds."""
-    scores = {name: np.array([entry[key] for entry in questions.values()]) for name, key in (("EM", "exact"), ("F1", "f1"))}
-    lines = [describe_figures(scores, data.titles)]
-    if others is not None:
-        head, *differences = describe_difference(scores, others, data.titles)
-        lines += [f"this minus {options.against}; {head}", *differences]
-    return "\n".join(lines)
-
-
-def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, np.ndarray] | None,
+def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, dict] | None,
                 runtime: Runtime) -> None:
     """Predict every question, score the predictions if the data has answers, and write the files."""
     say = print if runtime.is_main else lambda *_, **__: None
@@ -121,11 +109,11 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, othe
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions,
                                "environment.json": environment(runtime.began)})
         print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}\n"
-              f"{compare(files['per_question.json'], others, options, data)}" if metrics else
+              f"{describe(files['per_question.json'], others, options.against)}" if metrics else
               "no answers in the data: predicted only", f"written to {folder}", sep="\n")
 
 
-def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, np.ndarray] | None,
+def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, dict] | None,
                runtime: Runtime) -> None:
     """Score predictions that somebody else made."""
     if not data.has_answers:
@@ -145,8 +133,8 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, other
     else:
         metrics = score_v1(data.examples, predictions)
     scores = final_scores(data.examples, predictions, data.is_v2, na_probs, threshold)
-    questions = per_question(data, predictions, *scores, {}, na_probs or {})
-    print(table(metrics), compare(questions, others, options, data), sep="\n")
+    questions = per_question(data, predictions, *scores, na_scores=na_probs)
+    print(table(metrics), describe(questions, others, options.against), sep="\n")
     if options.out:
         conditions = {"predictions": options.predictions, "na_probs": options.na_probs, "data": options.data}
         write_results(options.out, {"metrics.json": metrics, "per_question.json": questions, "predictions.json": predictions,

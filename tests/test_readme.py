@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_bert.py": (BertOptions, DEMO_BERT), "train_llama.py": (LlamaOptions, DEMO_LLAMA),
            "evaluate.py": (EvaluateOptions, None)}
-THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node"}  # transformers', pip's, torchrun's
+THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node",  # transformers', pip's, torchrun's, SLURM's
+          *"--job-name --array --time --signal --ntasks --cpus-per-task --gpus --output".split()}
 FIRST_SCREEN = 40  # lines
 
 

@@ -98,11 +98,11 @@ def result_files(data: SquadData, predictions: list[Prediction], na_threshold: f
 
 
 def per_question(data: SquadData, answers: dict[str, str], exact: np.ndarray, f1: np.ndarray,
-                 confidences: dict[str, float], na_scores: dict[str, float]) -> dict[str, dict]:
+                 confidences: dict[str, float] | None = None, na_scores: dict[str, float] | None = None) -> dict[str, dict]:
     """{id: what is known of this question}, in the order of the data. What is not in a dict is None. exact, f1: [N]."""
     return {example.id: {"title": title, "exact": float(exact[row]), "f1": float(f1[row]),
-                         "prediction": answers.get(example.id), "confidence": confidences.get(example.id),
-                         "no_answer_score": na_scores.get(example.id)}
+                         "prediction": answers.get(example.id), "confidence": (confidences or {}).get(example.id),
+                         "no_answer_score": (na_scores or {}).get(example.id)}
             for row, (example, title) in enumerate(zip(data.examples, data.titles, strict=True))}
 
 

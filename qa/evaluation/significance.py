@@ -37,6 +37,7 @@ from qa.data.squad import counted
 MIN_ARTICLES = 10  # with fewer, an interval means little
 MAX_EXACT = 14  # articles: up to here all 2^J signs are tried, from here on this many drawn ones:
 NUM_DRAWN = 9_999
+FIGURES = {"EM": "exact", "F1": "f1"}  # figure -> its key in per_question.json
 
 
 class Interval(NamedTuple):
@@ -118,29 +119,24 @@ def sign_flip_p(differences: np.ndarray) -> np.ndarray:
     return (np.abs(differences @ signs.T.astype(float)) >= found - rounding).mean(-1)
 
 
-def describe_figures(scores: dict[str, np.ndarray], titles: list[str]) -> str:
-    """One line: the figures' intervals, by article and by question. scores: {"EM": [N], "F1": [N]}."""
-    by_article = ", ".join(f"{name} {interval(values, titles).bounds()}" for name, values in scores.items())
-    by_question = ", ".join(f"{name} {_by_question(values).bounds()}" for name, values in scores.items())
-    return f"95% intervals by article ({_articles(titles)}): {by_article}; by question: {by_question}"
+def describe(questions: dict[str, dict], others: dict[str, dict] | None = None, name: str = "") -> str:
+    """For a terminal: how sure the figures are and, with `others` (a system called `name`), the difference.
 
-
-def describe_difference(scores: dict[str, np.ndarray], others: dict[str, np.ndarray], titles: list[str]) -> list[str]:
-    """For each figure a line: the difference, its intervals, p, and how many questions changed in each direction."""
-    lines = [f"95% intervals by article ({_articles(titles)}); p: sign-flip test by article"]
-    for name, values in scores.items():
-        changes, found = values - others[name], difference(values, others[name], titles)
-        p = float(sign_flip_p(article_sums(changes, titles)[1][0]))
-        lines.append(f"  {name} {found.estimate:+.2f} {found.bounds('+')}, p {p:.2g}; by question "
-                     f"{_by_question(changes).bounds('+')}; {counted(int((changes > 0).sum()), 'question')} better, "
-                     f"{(changes < 0).sum():,} worse, of {len(changes):,}")
-    return lines
-
-
-def _by_question(scores: np.ndarray) -> Interval:
-    return interval(scores, [str(number) for number in range(len(scores))])
-
-
-def _articles(titles: list[str]) -> str:
-    number = len(set(titles))
-    return counted(number, "article") + (", fewer than 10: the interval means little" if number < MIN_ARTICLES else "")
+    questions, others: what per_question.json holds, of the same questions in the same order.
+    """
+    titles, ids = [entry["title"] for entry in questions.values()], list(questions)
+    columns = {figure: np.array([entry[key] for entry in questions.values()]) for figure, key in FIGURES.items()}  # [N] each
+    by_article, by_question = (", ".join(f"{figure} {interval(column, groups).bounds()}" for figure, column in columns.items())
+                               for groups in (titles, ids))
+    articles = counted(len(set(titles)), "article")
+    few = ", fewer than 10: the interval means little" if len(set(titles)) < MIN_ARTICLES else ""
+    lines = [f"95% intervals by article ({articles}{few}): {by_article}; by question: {by_question}"]
+    if others is not None:
+        lines.append(f"this minus {name}, with intervals by article, and p of a sign-flip test by article:")
+        for figure, column in columns.items():
+            changes = column - np.array([entry[FIGURES[figure]] for entry in others.values()])
+            found, p = interval(changes, titles), sign_flip_p(article_sums(changes, titles)[1][0])
+            lines.append(f"  {figure} {found.estimate:+.2f} {found.bounds('+')}, p {p:.2g}; by question "
+                         f"{interval(changes, ids).bounds('+')}; {counted(int((changes > 0).sum()), 'question')} better, "
+                         f"{(changes < 0).sum():,} worse")
+    return "\n".join(lines)

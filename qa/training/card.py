@@ -28,11 +28,12 @@ def model_card(options: TrainOptions, num_questions: int, precision: Precision, 
         "base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
         "library_name": "peft" if options.kind == "lora" else "transformers", "license": "unknown",
         "metrics": ["exact_match", "f1"], "pipeline_tag": "question-answering"}
+    length = f"{options.max_steps} steps" if options.max_steps else f"{options.epochs} epochs"
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in metadata.items()), "---",
              f"# {TITLES[options.kind]}", "",
              f"- base: {options.model}",
              f"- training data: {options.train_data}, {num_questions:,} questions trained on",
-             f"- recipe: {options.epochs} epochs, batch {options.batch_size}, AdamW, lr {options.lr:g}, warm-up "
+             f"- recipe: {length}, batch {options.batch_size}, AdamW, lr {options.lr:g}, warm-up "
              f"{options.warmup:g}, weight decay {options.weight_decay:g}, clip {options.clip:g}, seed {options.seed}, "
              f"data seed {options.data_seed}, {precision.name}; {recipe}",
              f"- machine: {torch.get_num_threads()} threads; "

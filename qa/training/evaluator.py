@@ -81,23 +81,24 @@ class Evaluator:
             step, threshold = self.product.restore()
             metrics["held-out f1"] = state.best_f1
         if self.dev_data is not None:
-            metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0, leave=True)
+            metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0,
+                                      product_step=step)
             self.product.save(step, threshold, metrics)  # again, with the scores in its model card
         self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
                      f"{self.product.folder.parent} --data {self.options.dev_data or 'DATA'}")
 
     def score_dev(self, when: str, reader: Reader | None = None, threshold: float | None = None,
-                  show: int = 0, leave: bool = False) -> dict[str, float]:
+                  show: int = 0, product_step: int | None = None) -> dict[str, float]:
         """Score the dev data and print the figures, then `show` questions with the answers marked in their passages.
 
-        If `leave`, the run's folder evaluation/ gets the files of an evaluation (qa/evaluation/results.py).
+        product_step: of the product's weights. If it is given, the run's folder evaluation/ gets the files of an evaluation.
         """
         data, answered = self.dev_data, (reader or self.reader).answer(self.dev_data)
         predictions = answered.predictions
         metrics = self._report(when, data, predictions, threshold)
-        if leave and self.log.is_main:
+        if product_step is not None and self.log.is_main:
             run = self.product.folder.parent
-            conditions = {"ckpt": str(run), "data": data.source, "questions": len(data.examples), "step": self.state.step,
+            conditions = {"ckpt": str(run), "data": data.source, "questions": len(data.examples), "step": product_step,
                           **answered.conditions, "na_threshold": threshold}
             write_results(run / "evaluation", {**result_files(data, predictions, threshold), "metrics.json": metrics,
                                                "conditions.json": conditions})

@@ -51,6 +51,9 @@ def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
     Raises:
         UserError: --out already holds a run and --resume was not given; or --resume finds no run, another run or a damaged one.
     """
+    if options.resume == "auto":  # rank 0 decides
+        begun = gather_objects((Path(options.out) / "options.json").exists(), runtime)[0]
+        options = replace(options, resume="yes" if begun else None)
     if options.out is None:
         out = _newest_unfinished(options.kind) if options.resume else _new_folder(options)
         out = gather_objects(out, runtime)[0]  # rank 0 decides

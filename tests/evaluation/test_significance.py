@@ -32,8 +32,7 @@ import pytest
 
 from qa.evaluation.significance import (
     article_sums,
-    describe_difference,
-    describe_figures,
+    describe,
     difference,
     interval,
     sign_flip_p,
@@ -88,13 +87,18 @@ def test_seeds_add_the_variance_of_their_figures():
     assert found == pytest.approx([40, 40 - half, 40 + half], abs=1e-2)
 
 
+def questions(scores, titles) -> dict[str, dict]:
+    return {str(row): {"title": title, "exact": score, "f1": score / 2}
+            for row, (title, score) in enumerate(zip(titles, scores, strict=True))}
+
+
 def test_one_article_has_no_interval_and_few_mean_little():
     found = interval(SCORES, ["a"] * 6)
     assert found.estimate == pytest.approx(500 / 6) and math.isnan(found.low) and found.bounds() == "[no interval]"
-    lines = describe_figures({"EM": SCORES}, ["a"] * 6), describe_figures({"EM": SCORES}, list("abcdef"))
-    assert "(1 article, fewer than 10: the interval means little): EM [no interval]; by question: EM [" in lines[0]
-    assert "(6 articles, fewer than 10" in lines[1]
-    assert "fewer" not in describe_figures({"EM": np.arange(10) % 2.0}, list("abcdefghij"))
+    line = describe(questions(SCORES, ["a"] * 6))
+    assert "(1 article, fewer than 10: the interval means little): EM [no interval], F1 [no interval]; by question: " in line
+    assert "(9 articles, fewer than 10" in describe(questions(np.arange(9) % 2.0, "abcdefghi"))
+    assert "(10 articles): EM [" in describe(questions(np.arange(10) % 2.0, "abcdefghij"))
 
 
 def test_difference_is_told_with_its_changes():
@@ -102,10 +106,11 @@ def test_difference_is_told_with_its_changes():
     better = np.tile([1.0, 1, 0, 1, 0], 12)
     worse = np.tile([0.0, 1, 0, 1, 0], 12)
     worse[2] = 1
-    head, line = describe_difference({"EM": better}, {"EM": worse}, titles)
-    assert "by article (12 articles)" in head and "fewer" not in head
-    assert line.startswith("  EM +18.33 [+14.67, +22.00], p 0.00098; by question [+7.19, +29.48]; ")
-    assert line.endswith("12 questions better, 1 worse, of 60")
+    first, head, em, f1 = describe(questions(better, titles), questions(worse, titles), "runs/x").splitlines()
+    assert first.startswith("95% intervals by article (12 articles): EM [60.00, 60.00], F1 [30.00, 30.00]; by question: EM [4")
+    assert head.startswith("this minus runs/x, ")
+    assert em == "  EM +18.33 [+14.67, +22.00], p 0.00098; by question [+7.19, +29.48]; 12 questions better, 1 worse"
+    assert f1.startswith("  F1 +9.17 [+7.33, +11.00], p 0.00098; ")
 
 
 # ---- the test by article ----------------------------------------------------------------------------------------------

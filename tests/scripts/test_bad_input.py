@@ -208,7 +208,7 @@ def test_predictions_of_v2_for_data_of_v1(error_of, data_file, data_v2_file, tmp
 def run_folder(scripts, tmp_path_factory) -> Path:
     """A run that was stopped after two steps."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    scripts.train(folder, *SMALL, "--stop-after", "2", status=1)
+    scripts.train(folder, *SMALL, "--stop-after", "2")
     return folder
 
 

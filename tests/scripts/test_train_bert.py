@@ -62,7 +62,7 @@ def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
     rates = [1e-3 * min((update + 1) / 2, (20 - update) / 18) for update in range(20)]  # two steps of warmup
     out, run = tmp_path / "run", read_run(tmp_path / "run")
     fp16 = ["--precision", "fp16", "--save-every", "1", "--keep", "30"]
-    scripts.train(out, *fp16, "--stop-after", "5", status=1)
+    scripts.train(out, *fp16, "--stop-after", "5")
     checkpoint = load_checkpoint(out)
     checkpoint.state["scaler"]["scale"] = 2.0**26
     alone = Runtime(0, 1, torch.device("cpu"))
@@ -117,7 +117,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
 def test_a_run_leaves_its_evidence(scripts, read_run, data_file, tmp_path):
     """Also one of two processes. Its evaluation is that of evaluate.py on the product."""
     out, flags = tmp_path / "run", ["--dev-data", str(data_file), "--max-train-questions", "20"]
-    scripts.train(out, *flags, "--stop-after", "3", status=1)
+    scripts.train(out, *flags, "--stop-after", "3")
     scripts.train(out, *flags, "--resume")
     learnt = read_json(out / "train_questions.json")
     ids = {example.id for example in load_squad(str(data_file)).examples}

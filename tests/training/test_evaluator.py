@@ -6,6 +6,7 @@ One worked case: held-out F1 50 at step 4, 90 at step 8, 70 at step 12: the prod
 from __future__ import annotations
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,10 @@ def test_worked_case_the_best_on_held_out_articles_becomes_the_product(make):
     step, threshold, metrics = evaluator.product.saved[-1]
     assert (step, threshold) == (8, None) and metrics["held-out f1"] == pytest.approx(90.0) and metrics["total"] == 10
     assert evaluator.reader.asked == ["held"] * 3 + ["dev"]
+    results = evaluator.product.folder.with_name("evaluation")
+    assert json.loads((results / "conditions.json").read_text())["step"] == 8
+    questions = json.loads((results / "per_question.json").read_text())
+    assert [entry["exact"] for entry in questions.values()] == [1.0] * 7 + [0.0] * 3  # as FakeReader answers at the end
 
 
 def test_of_equal_scores_the_first_stays(make):

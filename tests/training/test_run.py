@@ -24,7 +24,7 @@ ALONE = Runtime(0, 1, torch.device("cpu"))
 @pytest.fixture
 def handlers():
     """Signals as they were before the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -38,6 +38,9 @@ def test_a_stop_waits_for_the_step_and_no_longer(handlers):
     with pytest.raises(KeyboardInterrupt):  # a second Ctrl-C
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 1)  # a place where Python looks for signals
+    stop = StopSignal()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.requested and stop.steps_left > 0
     stop = StopSignal()
     stop.release()
     with pytest.raises(KeyboardInterrupt):
@@ -127,6 +130,15 @@ def test_resume_without_out_takes_the_newest_unfinished_run_of_this_script_and_s
     assert capsys.readouterr().out.endswith(f"going on with {middle}\n")
     with pytest.raises(UserError, match=f"{middle} holds another run: --lr 0.5"):
         find_run(BertOptions(resume=True, lr=0.5), ALONE)
+
+
+def test_resume_auto_starts_where_there_is_no_run_and_goes_on_where_there_is(tmp_path):
+    options = BertOptions(out=str(tmp_path / "run"), resume="auto")
+    assert find_run(options, ALONE).resume is None
+    begin(BertOptions(out=options.out))
+    assert find_run(options, ALONE).resume == "yes"
+    with pytest.raises(UserError, match="another run: --lr 0.5"):
+        find_run(BertOptions(out=options.out, resume="auto", lr=0.5), ALONE)
 
 
 def test_a_resumed_run_keeps_its_number_format(tmp_path):
