@@ -28,6 +28,7 @@ from qa.llama.cache import KVCache, forward_tokens
 from qa.llama.candidates import ROOT
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
+from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, read, refusal_log_probs
 from qa.llama.schedule import Search
@@ -36,18 +37,19 @@ from qa.llama.search import Extraction
 
 @torch.inference_mode()
 def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
-            num_best: int = 1, max_expansions: float = math.inf) -> list[Extraction]:
+            num_best: int = 1, max_expansions: float = math.inf, memory: PassageMemory | None = None) -> list[Extraction]:
     """Find the most probable spans for every prompt, in order.
 
     Args:
         max_answer_length: tokens of a span at most, the end token included.
         micro_tokens: bounds the memory: tokens of a pass, padding included, logits, and (unless one row is longer) the cache.
         max_expansions: after this number of prefixes a search ends without proof, once it has found a span.
+        memory: of passages, which are then not read again (reading.py).
     """
     # `chunk` rows of logits take no more memory than the hidden states of a micro-batch that is read.
     chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
     found: dict[Prompt, Extraction] = {}
-    for reading in read(model, template, prompts, micro_tokens):
+    for reading in read(model, template, prompts, micro_tokens, memory):
         refusals = refusal_log_probs(model, reading, template, chunk)
         pieces = {prompt.piece for prompt in reading.prompts}
         tries = {piece: make_trie_fast(template, piece.text, max_answer_length) for piece in pieces}

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from qa.asking import Asked
 from qa.data.squad import SquadData
 from qa.errors import UserError
 from qa.llama.candidates import describe_reachability
-from qa.llama.encode import Prompt, encode_passages
+from qa.llama.encode import Prompt, encode_passages, max_question_tokens
 from qa.llama.extract import extract
 from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
+from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
 from qa.llama.search import Extraction, describe_work, join_pieces
 from qa.llama.trace import trace_search
@@ -32,13 +34,14 @@ from qa.training.precision import Precision
 
 
 @dataclass
-class LlamaReader:
+class LlamaReader(Asked):
     model: Any  # LlamaForCausalLM
     template: PromptTemplate
     settings: ReadSettings
     precision: Precision
     runtime: Runtime
     micro_tokens: int  # tokens read at a time
+    memory: PassageMemory | None = None  # of passages that were asked about, in exact decoding
 
     def with_each_prompt(self) -> dict[str, LlamaReader]:
         """The same model with the plain and with the engineered prompt; the keys are what a demo prints."""
@@ -54,7 +57,7 @@ class LlamaReader:
     @torch.inference_mode()
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`."""
-        settings, is_exact = self.settings, self.settings.decode == "exact"
+        settings, is_exact, work = self.settings, self.settings.decode == "exact", []
         template, prompts, notes = self._encode(data)
         notes += _scored_demonstrations(template, data)
         was_training = self.model.training
@@ -66,9 +69,16 @@ class LlamaReader:
         everything = [pair for part in gather_objects(mine, self.runtime) for pair in part]
         everything.sort(key=lambda pair: pair[0].prompt.example_index)
         if is_exact:
-            notes.append(describe_work([extraction for extraction, _ in everything]))
-            notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
-        return Answered([prediction for _, prediction in everything], notes, {"prompt": template.settings()})
+            work.append(describe_work([extraction for extraction, _ in everything]))
+            work += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
+        return Answered([prediction for _, prediction in everything], notes, work, {"prompt": template.settings()})
+
+    def for_asking(self, num_best: int, decode: str, may_refuse: bool | None) -> LlamaReader:
+        is_v2 = self.settings.is_v2 if may_refuse is None else may_refuse
+        return replace(self, settings=replace(self.settings, num_best=num_best, decode=decode, is_v2=bool(is_v2)))
+
+    def count_question(self, question: str) -> tuple[int, int]:
+        return len(self.template.question_ids(question)), max_question_tokens(self.settings.max_length)
 
     @torch.inference_mode()
     def trace(self, data: SquadData, question_id: str) -> str:
@@ -98,8 +108,10 @@ class LlamaReader:
         if settings.decode == "greedy":
             generations = generate(self.model, template, prompts, settings.max_answer_length, self.micro_tokens)
             return best_pieces(generations, template.refusal)
+        if self.memory:
+            self.memory.begin(template.instruction_ids, [prompt.piece for prompt in prompts])
         return join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
-                                   settings.num_best, settings.max_expansions or math.inf))
+                                   settings.num_best, settings.max_expansions or math.inf, self.memory))
 
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
