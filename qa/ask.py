@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from qa.asking import Found, rank_answers
+from qa.asking import Found
 from qa.data.documents import Paragraph, read_documents, sentence_span
 from qa.data.squad import counted
 from qa.errors import UserError, exit_status
@@ -47,14 +47,12 @@ def main() -> None:
     texts, failed = [paragraph.text for paragraph in paragraphs], None
     for text in [question] if question is not None else _typed_questions():
         try:
-            replies = reader.ask(text, texts, max(options.top, reader.settings.num_best), options.decode,
-                                 options.may_refuse or None)
+            found = reader.find(text, texts, options.top, options.decode, options.may_refuse or None)
         except UserError as error:
             failed = error
             if question is None:
                 print(f"error: {error}", file=sys.stderr)
             continue
-        found = rank_answers(replies, options.top)
         if options.json:
             for entry in as_objects(text, found, paragraphs):
                 print(json.dumps(entry, ensure_ascii=False), flush=True)

@@ -88,6 +88,10 @@ class Asked:
         """The same reader with settings for `ask`."""
         raise NotImplementedError
 
+    def for_finding(self, num_best: int) -> Asked:
+        """The same reader, which need not answer well where `num_best` other passages have better answers."""
+        return self
+
     def count_question(self, question: str) -> tuple[int, int]:
         """The tokens of a question, and how many it may have."""
         raise NotImplementedError
@@ -108,26 +112,42 @@ class Asked:
         Raises:
             UserError (a ValueError): an empty question or passage, a question too long for the model, lists of unequal length.
         """
-        single = isinstance(question, str) and isinstance(passage, str)
         pairs = _pairs(question, passage)
-        if not pairs:
-            return []
+        self._check(pairs)
+        replies = _replies(self.for_asking(num_best, decode, may_refuse), pairs)
+        return replies if isinstance(question, list | tuple) or isinstance(passage, list | tuple) else replies[0]
+
+    def find(self, question: str, passages: Sequence[str], num_best: int = 3, decode: str = "exact",
+             may_refuse: bool | None = None) -> list[Found]:
+        """The best answers to a question over many passages, by evidence; none overlaps a better one of its passage.
+
+        The arguments and errors are those of `ask`. LLaMA does not search where no such answer can be (llama/rivals.py).
+        """
+        pairs = _pairs(question, list(passages))
+        self._check(pairs)
+        reader = self.for_asking(max(num_best, self.settings.num_best), decode, may_refuse).for_finding(num_best)
+        return rank_answers(_replies(reader, pairs), num_best)
+
+    def _check(self, pairs: list[tuple[str, str]]) -> None:
         for text in dict.fromkeys(text for text, _ in pairs):
             tokens, most = self.count_question(text)
             if tokens > most:
                 raise UserError(f"the question {text[:40]!r}...: {tokens} tokens, expected at most {most}; ask it shorter, or "
                                 "open the model with a larger max_length")
-        reader = self.for_asking(num_best, decode, may_refuse)
-        data = _as_data(pairs, bool(reader.settings.is_v2))
-        answered = reader.answer(data)
-        for note in answered.notes:
-            warnings.warn(note, stacklevel=2)  # Python shows each text once
-        threshold = (reader.settings.na_threshold or 0.0) if reader.settings.is_v2 else None
-        predictions = calibrate(answered.predictions, threshold, reader.settings.temperature)
-        found = {(example.question, passage.text): _reply(example.question, prediction, threshold)
-                 for (passage, example), prediction in zip(_examples(data), predictions, strict=True)}
-        replies = [found[pair] for pair in pairs]
-        return replies[0] if single else replies
+
+
+def _replies(reader: Asked, pairs: list[tuple[str, str]]) -> list[Reply]:
+    if not pairs:
+        return []
+    data = _as_data(pairs, bool(reader.settings.is_v2))
+    answered = reader.answer(data)
+    for note in answered.notes:
+        warnings.warn(note, stacklevel=3)  # Python shows each text once
+    threshold = (reader.settings.na_threshold or 0.0) if reader.settings.is_v2 else None
+    predictions = calibrate(answered.predictions, threshold, reader.settings.temperature)
+    found = {(example.question, passage.text): _reply(example.question, prediction, threshold)
+             for (passage, example), prediction in zip(_examples(data), predictions, strict=True)}
+    return [found[pair] for pair in pairs]
 
 
 def _pairs(question: str | Sequence[str], passage: str | Sequence[str]) -> list[tuple[str, str]]:

@@ -104,7 +104,7 @@ def _cut(text: str, begin: int, stop: int) -> list[tuple[int, int]]:
         ends = [match.end() for match in SENTENCE_END.finditer(text, begin, begin + MOST)]
         space = max(text.rfind(" ", begin, begin + MOST), text.rfind("\n", begin, begin + MOST))
         past = ends[-1] if ends else space if space > begin else begin + MOST
-        parts.append((begin, past))
+        parts.append((begin, begin + len(text[begin:past].rstrip())))
         begin = past + len(text[past:stop]) - len(text[past:stop].lstrip())
     return [*parts, (begin, stop)]
 

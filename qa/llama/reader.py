@@ -25,6 +25,7 @@ from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
 from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
+from qa.llama.rivals import Rivals, log_odds
 from qa.llama.search import Extraction, describe_work, join_pieces
 from qa.llama.trace import trace_search
 from qa.prediction import Answered, Candidate, Prediction
@@ -42,6 +43,7 @@ class LlamaReader(Asked):
     runtime: Runtime
     micro_tokens: int  # tokens read at a time
     memory: PassageMemory | None = None  # of passages that were asked about, in exact decoding
+    rivals: Rivals | None = None  # one question to many passages, of which the best answers are wanted
 
     def with_each_prompt(self) -> dict[str, LlamaReader]:
         """The same model with the plain and with the engineered prompt; the keys are what a demo prints."""
@@ -77,6 +79,9 @@ class LlamaReader(Asked):
         is_v2 = self.settings.is_v2 if may_refuse is None else may_refuse
         return replace(self, settings=replace(self.settings, num_best=num_best, decode=decode, is_v2=bool(is_v2)))
 
+    def for_finding(self, num_best: int) -> LlamaReader:
+        return replace(self, rivals=Rivals(num_best, self.settings.na_threshold or 0.0))
+
     def count_question(self, question: str) -> tuple[int, int]:
         return len(self.template.question_ids(question)), max_question_tokens(self.settings.max_length)
 
@@ -111,7 +116,8 @@ class LlamaReader(Asked):
         if self.memory:
             self.memory.begin(template.instruction_ids, [prompt.piece for prompt in prompts])
         return join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
-                                   settings.num_best, settings.max_expansions or math.inf, self.memory))
+                                   settings.num_best, settings.max_expansions or math.inf, self.memory,
+                                   self.rivals))
 
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
@@ -151,9 +157,3 @@ def _grounded(generation: Generation, refusal: str | None) -> Prediction:
 def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None, float | None]:
     """Of the refusal: the no-answer score, its log-odds; its log P; and its probability."""
     return (None, None, None) if log_prob is None else (log_odds(log_prob), log_prob, math.exp(log_prob))
-
-
-def log_odds(log_prob: float) -> float:
-    """log(p / (1 - p)). Of the refusal it is the no-answer score: above 0, refusing has a probability of more than a half."""
-    log_prob = min(log_prob, -1e-9)  # a sum of rounded terms may reach 0
-    return log_prob - math.log(-math.expm1(log_prob))
