@@ -25,10 +25,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad
 from qa.errors import UserError, exit_status
+from qa.evaluation.calibration import calibrate
 from qa.evaluation.metrics import final_scores, score_v1, score_v2
 from qa.evaluation.predictions_file import find_predictions, load_na_probs, load_predictions
 from qa.evaluation.results import (
@@ -41,12 +43,15 @@ from qa.evaluation.results import (
     write_results,
 )
 from qa.evaluation.scoring import score_predictions
-from qa.evaluation.show import metrics_line, table
+from qa.evaluation.show import marked_passages, metrics_line, table
 from qa.evaluation.significance import describe
+from qa.llama.model import export_merged
 from qa.options import EvaluateOptions, parse, settings_typed, unused_options
 from qa.reader import load_reader
 from qa.training import distributed
 from qa.training.distributed import Runtime
+
+SHOWN = 5  # answers that are printed if there is nothing to score
 
 
 def main() -> None:
@@ -87,7 +92,12 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, othe
     typed_settings = settings_typed(options, typed)
     folder = options.out or default_folder(options.ckpt, options.data, typed_settings)
     check_results_folder(folder)
+    if options.merge_into and Path(options.merge_into).exists():
+        raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
     reader, notes = load_reader(options, typed, runtime, data.is_v2)
+    if options.merge_into and runtime.is_main:
+        export_merged(reader.model, reader.template.tokenizer, Path(options.merge_into))
+        notes.append(f"the merged model, for transformers: {options.merge_into}")
     settings = reader.settings
     if settings.is_v2 is False and (data.is_v2 or not data.has_answers):
         notes.append(f"warning: {options.ckpt} was trained on v1.1 data and has not learnt to give no answer")
@@ -98,19 +108,23 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, othe
         return
     answered = reader.answer(data)
     threshold = (settings.na_threshold or 0.0) if settings.may_refuse(data) else None  # qa/settings.py
-    metrics = score_predictions(data, answered.predictions, threshold) if data.has_answers else {}
+    metrics = score_predictions(data, answered.predictions, threshold, settings.temperature) if data.has_answers else {}
+    predictions = calibrate(answered.predictions, threshold, settings.temperature)
     if runtime.is_main:
         conditions = {"ckpt": options.ckpt, "data": options.data, "questions": len(data.examples),
                       "sample": bool(options.max_questions), "seed": options.seed, "data_seed": options.data_seed,
                       "precision": reader.precision.name, "precision_reason": reader.precision.reason,
                       **dataclasses.asdict(settings), **answered.conditions, "na_threshold": threshold,
-                      "notes": [*notes, *answered.notes], "identity": identity(options.ckpt, options.data, typed_settings)}
-        files = result_files(data, answered.predictions, threshold)
+                      "notes": [*notes, *answered.notes, *answered.work],
+                      "identity": identity(options.ckpt, options.data, typed_settings)}
+        files = result_files(data, predictions, threshold)
         write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions,
                                "environment.json": environment(runtime.began)})
-        print(*answered.notes, f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}\n"
-              f"{describe(files['per_question.json'], others, options.against)}" if metrics else
-              "no answers in the data: predicted only", f"written to {folder}", sep="\n")
+        shown = (f"{options.ckpt}: {metrics_line(metrics)}\n{table(metrics)}\n"
+                 f"{describe(files['per_question.json'], others, options.against)}" if metrics else
+                 f"no answers in the data, so no scores. The first {min(SHOWN, len(predictions))} of {len(predictions):,}:"
+                 + marked_passages(data, predictions, SHOWN, threshold))
+        print(*answered.notes, *answered.work, shown, f"written to {folder}", sep="\n")
 
 
 def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, dict] | None,

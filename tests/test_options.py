@@ -12,6 +12,7 @@ from qa.options import (
     DEMO_BERT,
     DEMO_LLAMA,
     THEIRS,
+    AskOptions,
     BertOptions,
     EvaluateOptions,
     LlamaOptions,
@@ -23,8 +24,8 @@ from qa.options import (
     unused_options,
 )
 
-CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions]
-FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions, AskOptions]
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls) if not field.metadata["positional"]]
 NAMES = [f"{cls.__name__}-{field.name}" for cls, field in FIELDS]
 
 
@@ -90,7 +91,8 @@ def test_help_names_every_flag_with_its_help_and_default(cls, capsys):
     text = without_spaces(capsys.readouterr().out)
     assert without_spaces("What the script does, and 100% of it. python script.py --flag") in text
     for field in dataclasses.fields(cls):
-        assert flag(field.name) in text and without_spaces(field.metadata["help"]) in text
+        name = field.name.upper() if field.metadata["positional"] else flag(field.name)
+        assert name in text and without_spaces(field.metadata["help"]) in text
         if type(field.default) is int:
             assert without_spaces(f"{field.metadata['help']}[{field.default}]") in text
 
@@ -114,7 +116,7 @@ def test_demo_sets_what_the_user_did_not(cls, presets):
     assert options == defaults(cls, epochs=7)  # no --demo, no presets
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not AskOptions])
 @pytest.mark.parametrize("argv, parts", [
     (["--learning-rate", "1"], ["--learning-rate"]),  # unknown
     (["--batch-siz", "4"], ["--batch-siz"]),  # an abbreviation is no flag: a new option would change what it means

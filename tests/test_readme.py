@@ -100,7 +100,7 @@ def test_passage_on_the_first_screen_is_one_that_the_demo_shows():
     predictions = [Prediction(example.id, gold.text, [Candidate(gold.text, gold.start_char, gold.end_char, 0.0, 1.0)])
                    for example, gold in zip(data.examples, golds, strict=True)]
     shown = [line for line in demo_block().splitlines() if line.startswith("  ")]
-    assert len(shown) >= 4 and missing(shown, marked_passages(data, predictions, 3)) == []
+    assert len(shown) >= 4 and missing(shown, marked_passages(data, predictions, 3, None)) == []
 
 
 @pytest.mark.skipif("DEMO_OUTPUT" not in os.environ, reason="DEMO_OUTPUT is not set: .ci/run sets it, after the demo")

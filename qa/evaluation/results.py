@@ -32,6 +32,7 @@ import numpy as np
 
 from qa.data.squad import SquadData
 from qa.errors import UserError
+from qa.evaluation.calibration import final_confidences
 from qa.evaluation.scoring import final_answers, no_answer_scores, scores_of_questions
 from qa.files import check_out, write_json
 from qa.prediction import Prediction
@@ -84,8 +85,7 @@ def _saved_identity(folder: Path) -> dict[str, Any] | None:
 def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, dict]:
     """The files that hold the predictions: name -> content. There is no per_question.json if the data has no answers."""
     answers = final_answers(predictions, na_threshold)
-    confidences = {prediction.id: prediction.candidates[0].confidence if answers[prediction.id] else prediction.null_confidence
-                   for prediction in predictions}
+    confidences = dict(zip(answers, final_confidences(predictions, na_threshold).tolist(), strict=True))
     scores = scores_of_questions(data, predictions, na_threshold) if data.has_answers else ()
     return {
         "per_question.json": per_question(data, answers, *scores, confidences, no_answer_scores(predictions)) if scores else {},

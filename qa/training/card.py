@@ -19,10 +19,10 @@ TITLES = {"bert": "BERT for extractive question answering", "lora": "LLaMA with 
 
 
 def model_card(options: TrainOptions, num_questions: int, precision: Precision, recipe: str, step: int,
-               na_threshold: float | None, metrics: dict[str, Any]) -> str:
+               chosen: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The text of the card.
 
-    recipe: what only this family has, such as the window length. metrics: a float is in percent.
+    recipe: what only this family has, such as the window length. chosen: see Product.save. metrics: a float is in percent.
     """
     metadata = {
         "base_model": options.model, "datasets": [HUB_NAMES[options.train_data]] if options.train_data in HUB_NAMES else [],
@@ -39,12 +39,15 @@ def model_card(options: TrainOptions, num_questions: int, precision: Precision, 
              f"- machine: {torch.get_num_threads()} threads; "
              + ", ".join(f"{name} {version}" for name, version in versions().items()),
              f"- weights: those of step {step}"]
-    if na_threshold is not None:
-        lines.append(f"- no answer where the no-answer score is above {na_threshold:g}, chosen on held-out training articles")
+    if chosen.get("na_threshold") is not None:
+        lines.append(f"- no answer where the no-answer score is above {chosen['na_threshold']:g}, chosen on held-out training "
+                     "articles")
+    if chosen.get("temperature") is not None:
+        lines.append(f"- confidences: temperature {chosen['temperature']:.3g}, fitted on held-out training articles")
     lines += [f"- scores: official rules, on {options.dev_data}" if "f1" in metrics else "- not scored on development data",
               "- licence: that of the base model, and of the data, decide", ""]
     if metrics:
         lines += ["| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
+        lines += [f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
                   for name, value in metrics.items()]
     return "\n".join(lines) + "\n"

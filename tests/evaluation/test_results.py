@@ -61,7 +61,8 @@ def read(path: Path):
 def test_v1_files_hold_the_predictions(tmp_path):
     data, predictions = make_data(False), make_predictions(False)
     metrics, conditions = score_predictions(data, predictions, None), {"ckpt": "runs/x", "seed": 0}
-    assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3}
+    assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3,
+                       "ece": pytest.approx(2 / 3 - 0.5), "coverage_area": pytest.approx(100 * (1 + 1 + 2 / 3) / 3)}
     folder = tmp_path / "new" / "folder"
     write(folder, metrics, conditions, predictions)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -264,12 +265,12 @@ def test_marked_passages_mark_the_predicted_span_and_show_the_gold(monkeypatch):
     data = make_data(True)
     predictions = make_predictions(True)
     predictions[3] = Prediction("d", "", [])
-    text = marked_passages(data, predictions, 4)
+    text = marked_passages(data, predictions, 4, None)
     assert "The [[cat]] sat on the mat in 1846." in text and "The cat sat [[on the mat]] in 1846." in text
     assert "Q: question d?" in text and "answer: (no answer)    gold: (no answer)" in text
     assert "answer: on the mat    gold: mat" in text
     for count in (1, 2, 3, 10):
-        shown = marked_passages(data, predictions, count)
+        shown = marked_passages(data, predictions, count, None)
         assert shown.count("Q: question") == min(count, 4)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1)
+    assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1, None)

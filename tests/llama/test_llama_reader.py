@@ -28,7 +28,7 @@ def reader(model, template, **more) -> LlamaReader:
 
 def predict(model, tokenizer, data, **more):
     answered = reader(model, PromptTemplate(tokenizer, "plain", data.is_v2), **more).answer(data)
-    return answered.predictions, answered.notes
+    return answered.predictions, [*answered.notes, *answered.work]
 
 
 @pytest.fixture(params=["byte_level", "sentencepiece"])
@@ -56,7 +56,7 @@ def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squ
     assert any(note.startswith("exact search") and "all proven" in note for note in notes)
     assert any(note.startswith("ceiling of exact decoding") for note in notes)
     metrics = score_predictions(data, predictions, None)
-    assert set(metrics) == {"exact_match", "f1", "total"}
+    assert set(metrics) == {"exact_match", "f1", "total", "ece", "coverage_area"}
     nbest = result_files(predictions, None)["nbest.json"]
     assert [len(entries) for entries in nbest.values()] == [3] * len(predictions)
 

@@ -15,8 +15,10 @@ from qa.data.squad import load_squad
 
 FP32 = ("--precision", "fp32")
 FILES = {"metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json", "environment.json"}
-V1_KEYS = {"exact_match", "f1", "total"}
-V2_KEYS = {"exact", "f1", "total", *(f"{half}_{name}" for half in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
+CONFIDENCE_KEYS = {"ece", "coverage_area"}
+V1_KEYS = {"exact_match", "f1", "total", *CONFIDENCE_KEYS}
+V2_KEYS = {*CONFIDENCE_KEYS, "exact", "f1", "total",
+           *(f"{half}_{name}" for half in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
            "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"}
 
 
@@ -171,8 +173,12 @@ def test_file_without_answers_is_predicted_and_not_scored(run_folder, data_file,
     (tmp_path / "questions.json").write_text(json.dumps(document))
     out = tmp_path / "out"
     ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(tmp_path / "questions.json"), "--out", str(out))
-    assert "predicted only" in ended.out and names(out) == FILES - {"metrics.json", "per_question.json"}
-    assert len(read(out, "predictions")) == 41 and all(read(out, "predictions").values())
+    assert "no scores. The first 5 of 41:" in ended.out and names(out) == FILES - {"metrics.json", "per_question.json"}
+    predictions = read(out, "predictions")
+    assert len(predictions) == 41 and all(predictions.values())
+    first = [qa for passage in document["data"][0]["paragraphs"] for qa in passage["qas"]][0]
+    assert f"Q: {first['question']}" in ended.out and f"answer: {predictions[first['id']]}\n" in ended.out
+    assert "gold" not in ended.out and ended.out.count("  Q: ") == ended.out.count("[[") == 5
 
 
 def test_sample_is_of_whole_passages_and_says_so(run_folder, data_file, scripts, tmp_path):
@@ -261,10 +267,11 @@ def test_without_answers_in_the_data_the_model_decides_on_no_answer(version, dat
     data.write_text(json.dumps({**version, "data": document["data"]}))
     scripts.train(tmp_path / "v2", "--train-data", str(data_v2_file), "--epochs", "1", "--held-out", "0.2")
     for threshold, refused in (("-1000", 41), ("1000", 0)):
-        scripts.evaluate("--ckpt", str(tmp_path / "v2"), "--data", str(data), "--na-threshold", threshold, "--out",
-                         str(tmp_path / threshold))
+        ended = scripts.evaluate("--ckpt", str(tmp_path / "v2"), "--data", str(data), "--na-threshold", threshold, "--out",
+                                 str(tmp_path / threshold))
         predictions = read(tmp_path / threshold, "predictions")
         assert sum(text == "" for text in predictions.values()) == refused and len(predictions) == 41
+        assert ended.out.count("answer: (no answer)") == min(refused, 5)
     ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(data), "--na-threshold", "-1000", "--out",
                              str(tmp_path / "v1"))
     assert "" not in read(tmp_path / "v1", "predictions").values()
