@@ -114,26 +114,29 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
 # ---- what a run leaves beside its product ---------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_evidence(scripts, read_run, data_file, tmp_path):
-    """Also one of two processes. Its evaluation is that of evaluate.py on the product."""
-    out, flags = tmp_path / "run", ["--dev-data", str(data_file), "--max-train-questions", "20"]
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_a_run_leaves_its_evidence(is_v2, scripts, data_file, data_v2_file, tmp_path):
+    """Also one of two processes. Its evaluation is that of evaluate.py on the product, with what it chose if it is v2.0."""
+    data = str(data_v2_file if is_v2 else data_file)
+    out, flags = tmp_path / "run", ["--train-data", data, "--dev-data", data, "--max-train-questions", "20"]
     scripts.train(out, *flags, "--stop-after", "3")
     scripts.train(out, *flags, "--resume")
     learnt = read_json(out / "train_questions.json")
-    ids = {example.id for example in load_squad(str(data_file)).examples}
+    ids = {example.id for example in load_squad(data).examples}
     assert len(learnt) == len(set(learnt)) == 20 and set(learnt) < ids
     first, second = read_json(out / "environment.json")
     assert first["script"] == "train_bert.py" and first["command"].endswith("--stop-after 3")
     assert second["command"].endswith("--resume") and first["began"] <= second["began"]
     finished = read_json(out / "finished.json")
     assert 0 <= finished["seconds"] < 300 and finished["step"] == 10
-    scripts.evaluate("--ckpt", str(out), "--data", str(data_file), "--precision", "fp32", "--out", str(tmp_path / "again"))
+    scripts.evaluate("--ckpt", str(out), "--data", data, "--precision", "fp32", "--out", str(tmp_path / "again"))
     assert {path.name for path in (out / "evaluation").iterdir()} == {
-        "metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json"}
-    for name in ("metrics", "per_question", "predictions", "nbest"):
+        "metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json",
+        *(["null_odds.json"] if is_v2 else [])}
+    for name in ("metrics", "per_question", "predictions", "nbest", *(["null_odds"] if is_v2 else [])):
         assert read_json(out / "evaluation" / f"{name}.json") == read_json(tmp_path / "again" / f"{name}.json"), name
-    assert read_json(out / "evaluation" / "conditions.json")["step"] == 10
-    ended = scripts.evaluate("--ckpt", str(out), "--data", str(data_file), "--against", str(out), "--out", str(tmp_path / "2"))
+    assert read_json(out / "evaluation" / "conditions.json")["step"] == read_json(out / "model" / "qa.json")["step"]
+    ended = scripts.evaluate("--ckpt", str(out), "--data", data, "--against", str(out), "--out", str(tmp_path / "2"))
     assert "EM +0.00 [+0.00, +0.00], p 1;" in ended.out
 
 
