@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--cache-mb", type=int, default=4000)
     options = parser.parse_args()
     draw = random.Random(options.seed)
     data = load_squad(options.data, "dev")
@@ -48,29 +49,45 @@ def main() -> None:
         others = [other for other in data.passages if other.title != passage.title]
         pairs += [(example.question, one.text) for one in [passage, *draw.sample(others, options.passages - 1)]]
 
-    reader = open_reader(options.ckpt, precision=options.precision)
+    reader = open_reader(options.ckpt, precision=options.precision, cache_mb=options.cache_mb)
     begin = time.perf_counter()
-    replies = reader.ask([question for question, _ in pairs], [text for _, text in pairs], num_best=1, may_refuse=True)
+    rank = rank_by_search if hasattr(reader, "template") else rank_by_scores
+    rankings = rank(reader, pairs, options.passages)
     print(f"{options.ckpt}: {len(asked)} questions, {options.passages} passages each, seed {options.seed}; "
           f"{time.perf_counter() - begin:.0f} s")
-    shape = len(asked), options.passages
-    columns = zip(*((reply.answers[0].score, reply.null_score, reply.answers[0].confidence, reply.no_answer_confidence)
-                    for reply in replies), strict=True)
-    score, null, confidence, refusal = (np.array(values).reshape(shape) for values in columns)
-    is_llama = hasattr(reader, "template")
-    rankings = {"in-passage softmax": confidence if is_llama else confidence / np.maximum(1 - refusal, 1e-300),
-                "with no answer": confidence, "score": score, "evidence": score - null}
     examples = [example for _, example in asked]
     print(f"{'ranking':<20} right passage      EM      F1")
-    for name, values in rankings.items():
-        first = values.argmax(axis=1)  # [questions]
-        answers = {example.id: replies[row * options.passages + best].answers[0].text
-                   for row, (example, best) in enumerate(zip(examples, first, strict=True))}
+    for name, first in rankings.items():
+        answers = {example.id: text for example, (_, text) in zip(examples, first, strict=True)}
         exact, f1 = question_scores(examples, answers, is_v2=False)
-        print(f"{name:<20} {100 * (first == 0).mean():>13.1f} {100 * exact.mean():>7.1f} {100 * f1.mean():>7.1f}")
-    own = {example.id: replies[row * options.passages].answers[0].text for row, example in enumerate(examples)}
-    exact, f1 = question_scores(examples, own, is_v2=False)
-    print(f"{'its own passage only':<20} {'':>13} {100 * exact.mean():>7.1f} {100 * f1.mean():>7.1f}")
+        right = sum(passage == 0 for passage, _ in first) / len(first)
+        print(f"{name:<20} {100 * right:>13.1f} {100 * exact.mean():>7.1f} {100 * f1.mean():>7.1f}")
+
+
+def rank_by_scores(reader, pairs: list[tuple[str, str]], num_passages: int) -> dict[str, list[tuple[int, str]]]:
+    """BERT: ranking -> for each question the number of the first passage, and its answer."""
+    replies = reader.ask([question for question, _ in pairs], [text for _, text in pairs], num_best=1, may_refuse=True)
+    columns = zip(*((reply.answers[0].score, reply.null_score, reply.answers[0].confidence, reply.no_answer_confidence)
+                    for reply in replies), strict=True)
+    score, null, confidence, refusal = (np.array(values).reshape(-1, num_passages) for values in columns)
+    values = {"in-passage softmax": confidence / np.maximum(1 - refusal, 1e-300), "with no answer": confidence, "score": score,
+              "evidence": score - null}
+    found = {name: [(int(best), replies[row * num_passages + best].answers[0].text)
+                    for row, best in enumerate(value.argmax(axis=1))] for name, value in values.items()}
+    own = [(0, replies[row * num_passages].answers[0].text) for row in range(len(score))]
+    return found | {"its own passage only": own}
+
+
+def rank_by_search(reader, pairs: list[tuple[str, str]], num_passages: int) -> dict[str, list[tuple[int, str]]]:
+    """LLaMA: one search over all passages for each ranking, since full searches in all of them would take hours."""
+    found = {"score": [], "evidence": [], "its own passage only": []}
+    for begin in range(0, len(pairs), num_passages):
+        question, texts = pairs[begin][0], [text for _, text in pairs[begin:begin + num_passages]]
+        for name, may_refuse in (("score", False), ("evidence", True)):
+            (best,) = reader.find(question, texts, num_best=1, may_refuse=may_refuse)
+            found[name].append((best.passage, best.answer.text))
+        found["its own passage only"].append((0, reader.ask(question, texts[0], num_best=1).answers[0].text))
+    return found
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def as_text(found: list[Found], paragraphs: list[Paragraph], files: str) -> str:
         answer, paragraph = one.answer, paragraphs[one.passage]
         first, past = sentence_span(paragraph.source, answer.start_char, answer.end_char)
         shown = mark(paragraph.source[first:past], answer.start_char - first, answer.end_char - first)
-        lines.append(f"{number}. {answer.text}    confidence {answer.confidence:.2f}    "
+        lines.append(f"{number}. {answer.text}    confidence {answer.confidence:.2g}    "
                      f"{paragraph.file}:{paragraph.line(answer.start_char)}\n     {' '.join(shown.split())}")
     return "\n".join(lines)
 

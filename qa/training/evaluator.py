@@ -86,8 +86,10 @@ class Evaluator:
         if self.dev_data is not None:
             metrics |= self.score_dev("after training", chosen=chosen, show=3 if self.options.demo else 0, product_step=step)
             self.product.save(step, chosen, metrics)  # again, with the scores in its model card
-        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
-                     f"{self.product.folder.parent} --data {self.options.dev_data or 'DATA'}")
+        run = self.product.folder.parent
+        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt {run} --data "
+                     f"{self.options.dev_data or 'DATA'}\nor ask it about a text of yours:\n  python -m qa.ask --ckpt {run} "
+                     'FILE.md "QUESTION?"')
 
     def score_dev(self, when: str, reader: Reader | None = None, chosen: dict[str, float | None] | None = None,
                   show: int = 0, product_step: int | None = None) -> dict[str, float]:

@@ -115,7 +115,7 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
 
 
 @pytest.mark.parametrize("is_v2", [False, True])
-def test_a_run_leaves_its_evidence(is_v2, scripts, data_file, data_v2_file, tmp_path):
+def test_a_run_leaves_its_scores_and_how_they_came_to_be(is_v2, scripts, data_file, data_v2_file, tmp_path):
     """Also one of two processes. Its evaluation is that of evaluate.py on the product, with what it chose if it is v2.0."""
     data = str(data_v2_file if is_v2 else data_file)
     out, flags = tmp_path / "run", ["--train-data", data, "--dev-data", data, "--max-train-questions", "20"]
