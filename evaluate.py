@@ -89,7 +89,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, runt
 def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> None:
     """Score predictions that somebody else made."""
     if not data.has_answers:
-        raise UserError(f"--data {data.source}: has no answers, so predictions cannot be scored on it")
+        raise UserError(f"--data {data.source}: has no answers, so predictions cannot be scored on it{data.summary.reasons()}")
     if options.na_probs and not data.is_v2:
         raise UserError(f"--na-probs: {data.source} is SQuAD v1.1, where every question has an answer; leave it out")
     predictions = load_predictions(options.predictions, data)
