@@ -44,7 +44,8 @@ def main() -> None:
     runtime = distributed.start()
     say = print if runtime.is_main else lambda *_, **__: None
 
-    data = load_squad(options.data, "dev")
+    with distributed.first_of_each_node(runtime):
+        data = load_squad(options.data, "dev")
     say(data.describe())
     if options.max_questions:
         data = dataclasses.replace(data, passages=first_passages(data.passages, options.max_questions, options.data_seed))
@@ -103,11 +104,11 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData) -> No
         metrics = score_v2(data.examples, predictions, na_probs, 1.0 if options.na_threshold is None else options.na_threshold)
     else:
         metrics = score_v1(data.examples, predictions)
-    print(table(metrics))
     if options.out:
         conditions = {"predictions": options.predictions, "na_probs": options.na_probs, "data": options.data}
         write_results(options.out, {"metrics.json": metrics, "predictions.json": predictions, "null_odds.json": na_probs or {},
                                     "conditions.json": conditions})
+    print(table(metrics))
 
 
 if __name__ == "__main__":

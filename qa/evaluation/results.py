@@ -24,7 +24,7 @@ from typing import Any
 
 from qa.errors import UserError
 from qa.evaluation.scoring import final_answers, no_answer_scores
-from qa.files import check_out, write_json
+from qa.files import check_out, write_json, writing
 from qa.prediction import Prediction
 
 NAMES = ("metrics.json", "predictions.json", "nbest.json", "generated.json", "null_odds.json", "conditions.json")
@@ -67,7 +67,7 @@ def _saved_identity(folder: Path) -> dict[str, Any] | None:
     """The identity of the evaluation in `folder`; None: there is none."""
     try:
         return json.loads((folder / "conditions.json").read_bytes())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -89,9 +89,10 @@ def write_results(folder: Path | str, files: dict[str, dict]) -> None:
     names = [name for name in NAMES if files.get(name)]
     staged = folder / ".new-results"
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for name in names:
-        write_json(staged / name, files[name])
+    with writing(folder):
+        staged.mkdir(parents=True)
+        for name in names:
+            write_json(staged / name, files[name])
     for name in NAMES:  # killed after this, a part of the new set remains: never a mixture
         (folder / name).unlink(missing_ok=True)
     for name in names:

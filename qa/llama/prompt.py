@@ -34,8 +34,12 @@ from collections.abc import Sequence
 from qa.errors import UserError
 from qa.llama.chat import DATE, PLAIN_FRAME, chat_frame
 from qa.llama.demonstrations import Demonstration
-from qa.llama.end_tokens import find_end_tokens
+from qa.llama.end_tokens import find_end_tokens, num_embeddings
 from qa.llama.wording import INSTRUCTION, REFUSAL, REFUSAL_INSTRUCTION, ask, one_line, space_after
+from qa.schema import FLAG, OBJECT, TEXT, check_fields, list_of, one_of
+
+SETTINGS = {"kind": one_of("plain", "engineered"), "is_v2": FLAG, "instruction": TEXT, "date": TEXT,
+            "demonstrations": list_of(OBJECT)}
 
 
 class PromptTemplate:
@@ -66,6 +70,9 @@ class PromptTemplate:
         self._frame = PLAIN_FRAME if is_plain else chat_frame(tokenizer, self.instruction, self.demonstrations, date)
         bos_ids = _bos_ids(tokenizer) if is_plain or not tokenizer.chat_template else []  # a chat template writes BOS itself
         self.instruction_ids: list[int] = bos_ids + self._encode(self._frame.before_passage, is_first=True)
+        if max([*self.instruction_ids, *self.question_ids("")], default=0) >= num_embeddings(tokenizer):
+            raise UserError(f"--prompt {kind}: the tokenizer makes tokens of it for which the model has no embedding; copy the "
+                            "base model's tokenizer files again, or resize the embeddings with transformers")
         self.end_token_id, self.end_token_ids, self.closing_token_ids = find_end_tokens(tokenizer, self._frame.after_answer)
 
     def settings(self) -> dict:
@@ -77,11 +84,13 @@ class PromptTemplate:
     @classmethod
     def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
         try:
-            demonstrations = [Demonstration(shot["context"], shot["question"], shot["answer"])
-                              for shot in settings["demonstrations"]]
-            return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the adapter's prompt settings are damaged ({error!r}); give --prompt") from None
+            check_fields(settings, "prompt", SETTINGS)
+            for shot in settings["demonstrations"]:
+                check_fields(shot, "a demonstration", dict.fromkeys(("context", "question", "answer"), TEXT))
+        except UserError as error:
+            raise UserError(f"the adapter's prompt settings are damaged ({error}); give --prompt") from None
+        shots = [Demonstration(shot["context"], shot["question"], shot["answer"]) for shot in settings["demonstrations"]]
+        return cls(tokenizer, **{name: settings[name] for name in SETTINGS} | {"demonstrations": shots})
 
     def for_data(self, is_v2: bool) -> PromptTemplate:
         """The same prompt for data of either version: a model that has learnt to refuse still may, and v2.0 needs a refusal."""

@@ -96,6 +96,6 @@ class Evaluator:
 
     def _report(self, when: str, data: SquadData, predictions: list[Prediction], threshold: float | None) -> dict[str, float]:
         metrics = score_predictions(data, predictions, threshold)
-        self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         self.log.write("evaluation", when=when, step=self.state.step, data=data.source, na_threshold=threshold, **metrics)
+        self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         return metrics
