@@ -38,6 +38,7 @@ from qa.llama.end_tokens import find_end_tokens, num_embeddings
 from qa.llama.wording import INSTRUCTION, REFUSAL, REFUSAL_INSTRUCTION, ask, one_line, space_after
 from qa.schema import FLAG, OBJECT, TEXT, check_fields, list_of, one_of
 
+CHUNK = 1000  # texts tokenised at a time: bounds the memory of the tokenizer's own objects
 SETTINGS = {"kind": one_of("plain", "engineered"), "is_v2": FLAG, "instruction": TEXT, "date": TEXT,
             "demonstrations": list_of(OBJECT)}
 
@@ -102,13 +103,20 @@ class PromptTemplate:
 
     def question_ids(self, question: str, max_tokens: int | None = None) -> list[int]:
         """The question in its labels, and the cue. At most `max_tokens` tokens of the question are kept."""
+        return self.all_question_ids([question], max_tokens)[0]
+
+    def all_question_ids(self, questions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         before = self._frame.before_question
-        text_ids = self._encode(space_after(before) + question.strip(), is_user=True)
-        return self._encode(before) + text_ids[:max_tokens] + self._encode(self._frame.cue)
+        label, cue = self._encode(before), self._encode(self._frame.cue)
+        texts = self._encode_batch([space_after(before) + question.strip() for question in questions], is_user=True)
+        return [label + ids[:max_tokens] + cue for ids in texts]
 
     def answer_ids(self, text: str) -> list[int]:
         """The answer and its end token."""
-        return self.encode_within_answer([one_line(text)], begin=True)[0] + [self.end_token_id]
+        return self.all_answer_ids([text])[0]
+
+    def all_answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids + [self.end_token_id] for ids in self.encode_within_answer(list(map(one_line, texts)), begin=True)]
 
     def encode_within_answer(self, texts: Sequence[str], begin: bool) -> list[list[int]]:
         """Parts of answers, many at a time.
@@ -127,8 +135,9 @@ class PromptTemplate:
         return self._encode_batch([text], is_user, is_first)[0]
 
     def _encode_batch(self, texts: Sequence[str], is_user: bool, is_first: bool = False) -> list[list[int]]:
-        if not texts:
-            return []
+        if not texts or len(texts) > CHUNK:
+            chunks = (texts[begin : begin + CHUNK] for begin in range(0, len(texts), CHUNK))
+            return [ids for chunk in chunks for ids in self._encode_batch(chunk, is_user, is_first)]
         has_newline = self._adds_space and not is_first
         encoding = self.tokenizer(["\n" + text if has_newline and text else text for text in texts], add_special_tokens=False,
                                   split_special_tokens=is_user, return_offsets_mapping=has_newline)
