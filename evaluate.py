@@ -21,7 +21,11 @@ in a folder of yours (a hub id, pypi:...). For a file of predictions --out has n
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad

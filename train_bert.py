@@ -15,8 +15,12 @@ Letters: B windows of a micro-batch, L tokens of the longest of them.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from dataclasses import asdict
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 import torch
 

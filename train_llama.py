@@ -13,8 +13,12 @@ runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. train_bert.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from dataclasses import asdict
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 import torch
 

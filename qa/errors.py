@@ -11,6 +11,7 @@ found, where, what was expected, and what to do. The three scripts end with `sys
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ class Stopped(Exception):
 
 def exit_status(main: Callable[[], None]) -> int:
     """Run a script's `main` and return its exit status. Under torchrun each rank prints its own error, with its number."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may not be text; printing it must not end a run
     try:
         main()
