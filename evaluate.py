@@ -23,9 +23,13 @@ in a folder of yours (a hub id, pypi:...). For a file of predictions --out has n
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 from qa.data.splits import first_passages
 from qa.data.squad import SquadData, counted, load_squad
@@ -61,7 +65,8 @@ def main() -> None:
     runtime = distributed.start()
     say = print if runtime.is_main else lambda *_, **__: None
 
-    data = load_squad(options.data, "dev")
+    with distributed.first_of_each_node(runtime):
+        data = load_squad(options.data, "dev")
     say(data.describe())
     if options.max_questions:
         data = dataclasses.replace(data, passages=first_passages(data.passages, options.max_questions, options.data_seed))
@@ -131,7 +136,7 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, other
                runtime: Runtime) -> None:
     """Score predictions that somebody else made."""
     if not data.has_answers:
-        raise UserError(f"--data {data.source}: has no answers, so predictions cannot be scored on it")
+        raise UserError(f"--data {data.source}: has no answers, so predictions cannot be scored on it{data.summary.reasons()}")
     if options.na_probs and not data.is_v2:
         raise UserError(f"--na-probs: {data.source} is SQuAD v1.1, where every question has an answer; leave it out")
     predictions = load_predictions(options.predictions, data)
@@ -148,12 +153,12 @@ def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, other
         metrics = score_v1(data.examples, predictions)
     scores = final_scores(data.examples, predictions, data.is_v2, na_probs, threshold)
     questions = per_question(data, predictions, *scores, na_scores=na_probs)
-    print(table(metrics), describe(questions, others, options.against), sep="\n")
     if options.out:
         conditions = {"predictions": options.predictions, "na_probs": options.na_probs, "data": options.data}
         write_results(options.out, {"metrics.json": metrics, "per_question.json": questions, "predictions.json": predictions,
                                     "null_odds.json": na_probs or {}, "conditions.json": conditions,
                                     "environment.json": environment(runtime.began)})
+    print(table(metrics), describe(questions, others, options.against), sep="\n")
 
 
 if __name__ == "__main__":

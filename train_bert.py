@@ -15,8 +15,12 @@ Letters: B windows of a micro-batch, L tokens of the longest of them.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from dataclasses import asdict
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 import torch
 
@@ -51,10 +55,11 @@ def main() -> None:
     say = print if runtime.is_main else lambda *_, **__: None
 
     # ---- data: passages -> windows ------------------------------------------------------------------------------
-    data = load_squad(options.train_data, "train")
-    dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
+    with distributed.first_of_each_node(runtime):
+        data = load_squad(options.train_data, "train")
+        dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
+        model_path = weights.locate(options.model)
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
-    model_path = weights.locate(options.model)
     weights.expect_family(model_path, "bert")
     tokenizer = weights.load_tokenizer(model_path)
     windows = make_windows(training, tokenizer, options.max_length, options.overlap)

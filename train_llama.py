@@ -13,8 +13,12 @@ runs/.../model a folder that `peft.PeftModel.from_pretrained` loads. train_bert.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from dataclasses import asdict
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 import torch
 
@@ -58,11 +62,13 @@ def main() -> None:
     say = print if runtime.is_main else lambda *_, **__: None
 
     # ---- data and base model: passages -> prompts ---------------------------------------------------------------
-    data = load_squad(options.train_data, "train")
-    dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
+    with distributed.first_of_each_node(runtime):
+        data = load_squad(options.train_data, "train")
+        dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
+        model_path = weights.locate(options.model)
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
     dtype = base_dtype(options.base_dtype, options.precision, runtime.device)
-    model, tokenizer = load_llama(weights.locate(options.model), dtype)
+    model, tokenizer = load_llama(model_path, dtype)
     precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
                               choose_demonstrations(training, options.shots or 0, options.data_seed))
@@ -114,7 +120,8 @@ def main() -> None:
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
         f"{total_steps:,} steps of {options.batch_size} questions; held out: {num_held_out:,} questions")
-    evaluator.begin(reader.with_each_prompt(), epoch_ends=state.step % steps_per_epoch == 0 or state.step == total_steps)
+    evaluator.begin(reader.with_each_prompt() if options.demo else {},
+                    epoch_ends=state.step % steps_per_epoch == 0 or state.step == total_steps)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     stop, first_step = StopSignal(options.stop_after), state.step

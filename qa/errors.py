@@ -11,6 +11,7 @@ found, where, what was expected, and what to do. The three scripts end with `sys
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -35,7 +36,8 @@ class Stopped(Exception):
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Run a script's `main` and return its exit status. Under torchrun only rank 0 prints the line."""
+    """Run a script's `main` and return its exit status. Under torchrun each rank prints its own error, with its number."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may not be text; printing it must not end a run
     try:
         main()
@@ -43,16 +45,25 @@ def exit_status(main: Callable[[], None]) -> int:
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 2
-    except Stopped as stopped:
-        _say(str(stopped))
+    except OSError as error:  # of a file that no code above took care of, such as a log on a full disk
+        _say(f"error: {error.filename or 'a file'}: {error.strerror or error}; correct that, and give the same command again")
+        return 2
+    except Stopped as stopped:  # all ranks agreed on it
+        _say(str(stopped), ranks=1)
         return stopped.status
     except KeyboardInterrupt:
-        _say("interrupted; what was written before that is whole")
+        _say("interrupted; what was written before that is whole", ranks=1)
     except torch.cuda.OutOfMemoryError as error:
         _say(f"error: out of GPU memory ({str(error).splitlines()[0]}); lower --micro-tokens, which changes only rounding")
+    except RuntimeError as error:
+        if not type(error).__name__.startswith("Dist") and "gloo" not in str(error):
+            raise
+        _say(f"error: another rank has ended, and its own line says why ({str(error).splitlines()[0]:.200})")
     return 1
 
 
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+def _say(line: str, ranks: int = sys.maxsize) -> None:
+    """Print it, on the first `ranks` ranks."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank < ranks:
+        print(f"rank {rank}: {line}" if rank else line, file=sys.stderr)

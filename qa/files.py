@@ -13,12 +13,16 @@ evaluation/predictions_file.py (`read_json`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from qa.errors import UserError
 
@@ -27,10 +31,33 @@ MANIFEST = "manifest.json"
 
 def check_out(folder: Path | str) -> None:
     """Refuse an --out that files cannot be written to, before anything is computed."""
-    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "may not be written" if existing.is_dir() else "is a file"
-        raise UserError(f"--out {folder}: {existing} {kind}; expected a folder or a new name")
+    for path in (Path(folder), *Path(folder).absolute().parents):
+        try:
+            path.stat()
+            kind = "is a file" if not path.is_dir() else "" if os.access(path, os.W_OK) else "may not be written"
+        except FileNotFoundError:
+            if not path.is_symlink():
+                continue
+            kind = "is a link to nothing"
+        except NotADirectoryError:
+            continue
+        except (OSError, ValueError) as error:  # a link to itself, too long a name, a NUL in it
+            kind = f"is no name for a folder ({getattr(error, 'strerror', error)})"
+        if kind:
+            raise UserError(f"--out {folder}: {path} {kind}; expected a folder or a new name")
+        return
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What fails while files are written, such as a full disk, is a UserError. The Rust libraries raise types of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
+        raise UserError(f"{place} cannot be written ({getattr(error, 'strerror', None) or error}); earlier files are whole: "
+                        "make room, and give the same command, with --resume if it trains") from error
 
 
 def read_json(path: Path | str, expected: str, **options: Any) -> Any:
@@ -108,7 +135,7 @@ def read_manifest(folder: Path) -> dict | None:
         manifest = json.loads(raw)
         del manifest["sha256"]
         return manifest if _signed(manifest) == raw else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -230,7 +230,13 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
+    try:
+        values = vars(parser.parse_args(argv))
+    except UserError:
+        raise
+    except ValueError:  # argparse takes the value of --lr=-- away, and then misses it
+        raise UserError("--flag=--: no value; expected one, or leave the flag out") from None
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
@@ -311,8 +317,8 @@ _RANGES = [
     ("at least 8 tokens", lambda value: value >= 8, "max_length"),
     ("0 or more", lambda value: value >= 0, "clip overlap shots micro_tokens max_expansions max_train_questions max_questions "
                                             "save_every eval_every stop_after cache_mb"),
-    ("0 or more", lambda value: 0 <= value < 2**63, "seed data_seed weight_decay"),  # so it is not infinite
-    ("a positive number", lambda value: 0 < value < float("inf"), "lr alpha"),
+    ("0 or more", lambda value: value >= 0, "seed data_seed weight_decay"),
+    ("a positive number", lambda value: value > 0, "lr alpha"),
     ("a share from 0 to 1", lambda value: 0 <= value <= 1, "warmup"),
     ("from 0 to below 1", lambda value: 0 <= value < 1, "held_out dropout lora_dropout"),
 ]
@@ -327,6 +333,9 @@ def check(options: Any) -> None:
             raise UserError(f"{flag(field.name)} {value!r}: expected {getattr(kind, '__name__', kind)}")
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag(field.name)} {value}: expected one of {', '.join(choices)}")
+        limit = 1e38 if isinstance(value, float) else 2**63 if field.name.endswith("seed") else 2**31  # what torch can hold
+        if isinstance(value, int | float) and not abs(value) < limit:
+            raise UserError(f"{flag(field.name)} {value}: expected a number below {limit:.3g}")
         for words, holds, names in _RANGES:
             if field.name in names.split() and value is not None and not holds(value):
                 raise UserError(f"{flag(field.name)} {value}: expected {words}")

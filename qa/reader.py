@@ -63,7 +63,8 @@ def load_reader(options: ReadingOptions, typed: set[str], runtime: Runtime,
 
     If `is_v2`, the data has questions without an answer, so a prompt that the user typed must allow a refusal.
     """
-    path = weights.locate(options.ckpt, "--ckpt")
+    with distributed.first_of_each_node(runtime):
+        path = weights.locate(options.ckpt, "--ckpt")
     model_type, family = weights.family(path), weights.reader_family(path)
     values = {name: getattr(options, name) for name in typed if name != "prompt"}
     if family == "llama":
@@ -103,8 +104,12 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
                 is_v2: bool) -> tuple[LlamaReader, list[str]]:
     """A LLaMA as it is, or with a LoRA adapter."""
     base_name = options.base or (adapter and adapter.base_name) or ""
+    if adapter and not base_name:
+        raise UserError(f"{path}: the adapter does not say which base model it is for; give it by --base")
     dtype = base_dtype("auto", options.precision, runtime.device)
-    model, tokenizer = load_llama(weights.locate(base_name, "--base") if adapter else path, dtype)
+    with distributed.first_of_each_node(runtime):
+        base_path = weights.locate(base_name, "--base") if adapter else path
+    model, tokenizer = load_llama(base_path, dtype)
     precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     notes = load_adapter(model, adapter, base_name) if adapter else []
     model.to(runtime.device)

@@ -8,13 +8,12 @@ training/product.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qa.data.squad import SquadData
-from qa.errors import UserError
+from qa.schema import FLAG, OBJECT, number, one_of, optional, read_object, whole
 
 FILE = "qa.json"
 
@@ -46,6 +45,12 @@ DEFAULTS = {
 }
 
 
+LOWEST = {"max_length": 8, "overlap": 0, "max_answer_length": 1, "num_best": 1, "max_expansions": 0, "step": 0}
+SCHEMA = {name: optional(whole(low)) for name, low in LOWEST.items()} | {
+    "na_threshold": optional(number(-1e38)), "temperature": optional(number(1e-3, 1e3)), "is_v2": optional(FLAG),
+    "prompt": optional(OBJECT), "decode": optional(one_of("greedy", "exact"))}
+
+
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:
     """The settings of a reader, and the source of each: "typed", "saved" or "default".
 
@@ -63,9 +68,5 @@ def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) ->
 def read_settings(folder: Path) -> dict[str, Any]:
     """The contents of qa.json: settings, and the `step` of the weights beside it; {} for a folder that is not ours."""
     path = folder / FILE
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to evaluate with the options given") from None
+    advice = "the settings of a model; delete it to evaluate with the options given"
+    return read_object(path, advice, SCHEMA) if path.is_file() else {}

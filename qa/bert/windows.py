@@ -62,7 +62,7 @@ class Windows:
 
     def batch(self, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
         """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean."""
-        lengths = self.lengths[rows]
+        lengths = self.bounds[rows + 1] - self.bounds[rows]
         position = np.arange(lengths.max())
         real = position < lengths[:, None]  # [B, L]
         tokens = np.full(real.shape, self.pad_token, dtype=np.int64)

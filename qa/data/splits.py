@@ -25,7 +25,7 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
     passages, held_out = data.passages, []
     share = (0.05 if data.is_v2 else 0.0) if share is None else share
     if share > 0:
-        passages, held_out = hold_out_articles(passages, share, seed)
+        passages, held_out = hold_out_articles(passages, share, seed, data.summary.reasons())
     training = questions_that(lambda example: example.trainable, passages)
     if max_questions:
         training = first_passages(training, max_questions, seed)
@@ -36,18 +36,20 @@ def training_split(data: SquadData, max_questions: int | None, share: float | No
     return training, held_data
 
 
-def hold_out_articles(passages: list[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
+def hold_out_articles(passages: list[Passage], share: float, seed: int,
+                      reasons: str = "") -> tuple[list[Passage], list[Passage]]:
     """Split into (training, held out) by article, so that no passage and no topic is in both.
 
     Shuffled articles are held out one by one, until they have at least `share` of the questions. Articles with a passage in
-    common count as one: some files repeat the article and the passage for every question. Fewer than two are a UserError.
+    common count as one: some files repeat the article and the passage for every question. Fewer than two are a UserError,
+    which ends with `reasons`.
     """
     article_of = _joined_articles(passages)
     sizes = Counter(article_of[passage.title] for passage in passages for _ in passage.examples)  # questions of each article
     if len(sizes) < 2:
         raise UserError(f"--held-out {share:g}: needs at least two articles without a passage in common, found {len(sizes)} "
                         f"(with {counted(len(article_of), 'title')}; for v2.0 data the default is 0.05); use --held-out 0, or "
-                        "give each document its own title")
+                        "give each document its own title" + reasons)
     articles = sorted(sizes)
     random.Random(seed).shuffle(articles)
     held, num_held = set(), 0

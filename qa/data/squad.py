@@ -171,7 +171,7 @@ def _questions(articles: list, source: str, summary: Summary) -> Iterator[Row]:
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list):
             raise UserError(f"{source}: {place} has no list \"paragraphs\" (found {_shape(article)}); "
-                            "expected data → paragraphs → qas, not one question per row")
+                            "expected data → paragraphs → qas, not one question per row" + summary.reasons())
         title = article.get("title")
         title = replace_half_pairs(str(title)) if title and isinstance(title, str | int | float) else place
         for paragraph in paragraphs:

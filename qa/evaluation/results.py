@@ -14,7 +14,6 @@ A new set replaces the old one as a whole. Used by: evaluate.py, training/evalua
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -25,6 +24,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from qa.data.squad import SquadData
 from qa.errors import UserError
 from qa.evaluation.calibration import final_confidences
 from qa.evaluation.scoring import final_answers, no_answer_scores, scores_of_questions
-from qa.files import check_out, write_json
+from qa.files import check_out, sync, writing
 from qa.prediction import Prediction
 
 NAMES = ("metrics.json", "per_question.json", "predictions.json", "nbest.json", "generated.json", "null_odds.json",
@@ -78,11 +79,28 @@ def _saved_identity(folder: Path) -> dict[str, Any] | None:
     """The identity of the evaluation in `folder`; None: there is none."""
     try:
         return json.loads((folder / "conditions.json").read_bytes())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, dict]:
+class Nbest(Mapping):
+    """{id: entries of nbest.json}. They are made one by one, when they are asked for: all together would be the largest thing
+    in memory."""
+
+    def __init__(self, predictions: list[Prediction]) -> None:
+        self.predictions = {prediction.id: prediction for prediction in predictions}
+
+    def __getitem__(self, question_id: str) -> list[dict[str, Any]]:
+        return _nbest(self.predictions[question_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.predictions)
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+
+def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, Mapping]:
     """The files that hold the predictions: name -> content. There is no per_question.json if the data has no answers."""
     answers = final_answers(predictions, na_threshold)
     confidences = dict(zip(answers, final_confidences(predictions, na_threshold).tolist(), strict=True))
@@ -90,7 +108,7 @@ def result_files(data: SquadData, predictions: list[Prediction], na_threshold: f
     return {
         "per_question.json": per_question(data, answers, *scores, confidences, no_answer_scores(predictions)) if scores else {},
         "predictions.json": answers,
-        "nbest.json": {prediction.id: _nbest(prediction) for prediction in predictions},
+        "nbest.json": Nbest(predictions),
         "null_odds.json": no_answer_scores(predictions),
         "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
                            for prediction in predictions if prediction.raw_text is not None},
@@ -118,16 +136,19 @@ def environment(began: float) -> dict[str, Any]:
             "began": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)), "seconds": round(time.time() - began, 1)}
 
 
-def write_results(folder: Path | str, files: dict[str, dict]) -> None:
+def write_results(folder: Path | str, files: dict[str, Mapping]) -> None:
     """Write `files`, {one of NAMES: content}, into `folder`; no empty content. An earlier set is deleted, other files stay."""
     folder = Path(folder)
     check_results_folder(folder)
     names = [name for name in NAMES if files.get(name)]
     staged = folder / ".new-results"
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for name in names:
-        write_json(staged / name, files[name])
+    with writing(folder):
+        staged.mkdir(parents=True)
+        for name in names:
+            with open(staged / name, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.writelines(_json_parts(files[name]))
+            sync(staged / name)
     for name in NAMES:  # killed after this, a part of the new set remains: never a mixture
         (folder / name).unlink(missing_ok=True)
     for name in names:
@@ -135,8 +156,35 @@ def write_results(folder: Path | str, files: dict[str, dict]) -> None:
     staged.rmdir()
 
 
+def _json_parts(content: Mapping) -> Iterator[str]:
+    """files.json_bytes(content) as text, item by item. A JSON string has no newline in it, so every newline is the layout's."""
+    before = "{\n "
+    for key, value in content.items():
+        if isinstance(content, Nbest) and value:
+            text = "[\n  " + ",\n  ".join(map(_entry_text, value)) + "\n ]"
+        else:
+            text = encode_basestring(value) if isinstance(value, str) else _layout(value).replace("\n", "\n ")
+        yield f"{before}{encode_basestring(key)}: {text}"
+        before = ",\n "
+    yield "\n}\n"
+
+
+def _entry_text(entry: dict[str, Any]) -> str:
+    """An entry of nbest.json, as `_layout` gives it, which takes several times as long; they are most of what is written."""
+    text, start, end, score, confidence = entry.values()
+    if score is None or not math.isfinite(score + confidence):
+        return _layout(entry).replace("\n", "\n  ")
+    start, end = ("null", "null") if start is None else (start, end)
+    return (f'{{\n   "text": {encode_basestring(text)},\n   "start_char": {start},\n   "end_char": {end},\n   '
+            f'"score": {score!r},\n   "confidence": {confidence!r}\n  }}')
+
+
+_layout = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=1).encode
+
+
 def _nbest(prediction: Prediction) -> list[dict[str, Any]]:
-    entries = [dataclasses.asdict(candidate) for candidate in prediction.candidates]
+    entries = [{"text": found.text, "start_char": found.start_char, "end_char": found.end_char, "score": found.score,
+                "confidence": found.confidence} for found in prediction.candidates]
     if prediction.no_answer_score is not None:
         entries.append({"text": "", "start_char": None, "end_char": None, "score": prediction.null_score,
                         "confidence": prediction.null_confidence})

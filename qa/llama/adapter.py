@@ -22,28 +22,30 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qa.errors import UserError
-from qa.files import read_json, write_bytes, write_json
+from qa.files import write_bytes, write_json
 from qa.llama.base_fingerprint import base_fingerprint, is_same_base
 from qa.llama.lora import inject_lora, load_lora_state_dict, lora_layers, lora_state_dict
 from qa.llama.targets import LoraSpec
+from qa.schema import FLAG, OBJECT, TEXT, check_fields, either, list_of, number, object_of, optional, read_object, whole
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 OWN_FILE = "qa_lora.json"
 KEY_PREFIX = "base_model.model."
 
-SPEC_FIELDS = {  # peft's name -> LoraSpec's, and the types that JSON may have there
-    "r": ("rank", (int,)),
-    "lora_alpha": ("alpha", (int, float)),
-    "lora_dropout": ("dropout", (int, float)),
-    "target_modules": ("targets", (list, str)),
-    "exclude_modules": ("exclude", (list, str)),
-    "layers_to_transform": ("blocks", (list, int)),
-    "rank_pattern": ("rank_pattern", (dict,)),
-    "alpha_pattern": ("alpha_pattern", (dict,)),
-    "use_rslora": ("rslora", (bool,)),
+NAMES, BLOCK, ALPHA = either(list_of(TEXT), TEXT), whole(0), number(1e-38)
+SPEC_FIELDS = {  # peft's name -> LoraSpec's, and what it may be. Three must be there: a guessed alpha would scale wrongly
+    "r": ("rank", whole(1)),
+    "lora_alpha": ("alpha", ALPHA),
+    "lora_dropout": ("dropout", optional(number(0, 0.999))),
+    "target_modules": ("targets", NAMES),
+    "exclude_modules": ("exclude", optional(NAMES)),
+    "layers_to_transform": ("blocks", optional(either(list_of(BLOCK), BLOCK))),
+    "rank_pattern": ("rank_pattern", optional(object_of(whole(1)))),
+    "alpha_pattern": ("alpha_pattern", optional(object_of(ALPHA))),
+    "use_rslora": ("rslora", optional(FLAG)),
 }
-REQUIRED_FIELDS = ("r", "lora_alpha", "target_modules")  # a guessed alpha would scale wrongly in silence
+OWN_FIELDS = {"base_model": optional(TEXT), "base_fingerprint": object_of(TEXT), "extra": optional(OBJECT)}
 # Fields that say nothing about the function of a trained adapter. Every other field must be off (null, false, empty), so one
 # that a later peft invents is refused as well.
 NEUTRAL_FIELDS = {
@@ -91,40 +93,27 @@ def save_adapter(model: nn.Module, tokenizer, spec: LoraSpec, folder: Path, base
 def read_adapter(folder: Path) -> Adapter:
     """Read and check the two JSON files. Raises UserError for anything that `LoraSpec` cannot express."""
     path = folder / CONFIG_FILE
-    config = _read_object(path)
+    rules = {"peft_type": TEXT, "base_model_name_or_path": optional(TEXT)}
+    config = read_object(path, "the folder of a LoRA adapter", rules | {name: rule for name, (_, rule) in SPEC_FIELDS.items()})
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(f"{path}: peft_type is {kind!r}; expected a 'LORA' adapter")
     for name, value in config.items():
         known = name in NEUTRAL_FIELDS or name in SPEC_FIELDS or value in HARMLESS_VALUES.get(name, ())
         if not known and value not in (None, False, [], {}, ""):
             raise UserError(f"{path}: {name} is {value!r}, more than plain LoRA; merge it with peft, and give the merged model")
-    own = _read_object(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
-    fingerprint, extra = own.get("base_fingerprint"), own.get("extra", {})
-    is_whole = isinstance(fingerprint, dict) and set(fingerprint) == {"dtype", "bytes", "signs"} and isinstance(extra, dict)
-    if own and not is_whole:
-        raise UserError(f"{folder / OWN_FILE} is damaged; copy it again, or delete it: then --prompt decides on the prompt")
+    own = {}
+    if (folder / OWN_FILE).is_file():
+        own = read_object(folder / OWN_FILE, "our record of the base; delete it: --prompt decides then", OWN_FIELDS)
+        check_fields(own["base_fingerprint"], folder / OWN_FILE, dict.fromkeys(("dtype", "bytes", "signs"), TEXT))
     base_name = own.get("base_model") or config.get("base_model_name_or_path")
-    return Adapter(folder, _read_spec(config, path), base_name, fingerprint, extra)
+    return Adapter(folder, _read_spec(config), base_name, own.get("base_fingerprint"), own.get("extra") or {})
 
 
-def _read_spec(config: dict, path: Path) -> LoraSpec:
-    fields = {}
-    for name, (spec_name, kinds) in SPEC_FIELDS.items():
-        value = config.get(name)
-        if value is None and name not in REQUIRED_FIELDS:
-            continue  # LoraSpec's default is peft's
-        if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
-            raise UserError(f"{path}: {name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}")
-        fields[spec_name] = tuple(value) if isinstance(value, list) else value
-    blocks = fields.pop("blocks", None)
+def _read_spec(config: dict) -> LoraSpec:
+    fields = {spec_name: config[name] for name, (spec_name, _) in SPEC_FIELDS.items() if config.get(name) is not None}
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    blocks = fields.pop("blocks", None)  # LoraSpec's defaults are peft's
     return LoraSpec(**fields, blocks=(blocks,) if isinstance(blocks, int) else blocks or None)
-
-
-def _read_object(path: Path) -> dict:
-    content = read_json(path, "the folder of a LoRA adapter")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object but a {type(content).__name__}; save the adapter again")
-    return content
 
 
 def load_adapter(model: nn.Module, adapter: Adapter, base_name: str | None = None) -> list[str]:

@@ -64,7 +64,7 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
     training = max_new_tokens == 0
     texts = [passage.text for passage in passages for _ in passage.examples]
     examples = [example for passage in passages for example in passage.examples]
-    answers = [template.answer_ids(answer_text(example)) if training else [] for example in examples]
+    answers = template.all_answer_ids(list(map(answer_text, examples))) if training else [[]] * len(examples)
     questions, notes = _encode_questions(template, examples, max_question_tokens(max_length))
     longest_tail = max((len(question) + (len(answer) or max_new_tokens)
                         for question, answer in zip(questions, answers, strict=True)), default=0)
@@ -139,7 +139,7 @@ def split_passage(template: PromptTemplate, text: str, max_tokens: int, overlap:
 
 def _encode_questions(template: PromptTemplate, examples: Sequence[Example],
                       max_tokens: int) -> tuple[list[list[int]], list[str]]:
-    questions = [template.question_ids(example.question) for example in examples]
+    questions = template.all_question_ids([example.question for example in examples])
     long = [index for index, ids in enumerate(questions) if len(ids) > max_tokens]
     for index in long:
         questions[index] = template.question_ids(examples[index].question, max_tokens)

@@ -10,24 +10,30 @@ Used by: model.py.
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 from transformers.integrations.gguf import read_gguf_metadata
 
 from qa.errors import UserError
+from qa.schema import check_fields, optional, whole
 
 SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+SIZES = dict.fromkeys(("llama.block_count", "llama.embedding_length", "llama.feed_forward_length"), whole(1))
 
 
 def check_gguf(file: Path) -> None:
-    """Its header says that it is a LLaMA."""
+    """Its header says that it is a LLaMA, of a size that the file can hold."""
     try:
-        architecture = read_gguf_metadata(file)[0]["general.architecture"]
-    except (OSError, ValueError, IndexError, OverflowError, struct.error) as error:
-        raise UserError(f"{file} is not a readable .gguf file ({error}); copy it again") from None
+        pairs, _ = read_gguf_metadata(file)
+        architecture = pairs["general.architecture"]
+    except Exception as error:  # a wrong length or type in the header ends in any of a dozen
+        raise UserError(f"{file} is not a readable .gguf file ({error!r:.200}); copy it again") from None
     if architecture != "llama":
-        raise UserError(f"{file} holds a model of the architecture {architecture!r}; expected 'llama'")
+        raise UserError(f"{file} holds a model of the architecture {architecture!r:.200}; expected 'llama'")
+    check_fields(pairs, file, SIZES | {f"tokenizer.ggml.{name}_token_id": optional(whole(0)) for name in SPECIAL_TOKENS})
+    layers, hidden, intermediate = (pairs[name] for name in SIZES)
+    if 2 * layers * hidden * intermediate > 8 * file.stat().st_size:
+        raise UserError(f"{file} is too short for the {layers} layers, {hidden} wide, that its header tells; copy it again")
 
 
 def set_special_tokens(tokenizer, file: Path) -> None:

@@ -111,13 +111,13 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
                      limit: int) -> Iterator[tuple[int, int, int]]:
     """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
     left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
-    longest = max(map(len, wanted), default=0) + 2  # a token may shrink by 2: "x–th" + "e" ends in an article
     while first < len(solid) and num_tokens <= limit:  # a word; of the first one, what is left of it
         stop = bisect.bisect_left(solid, units.word_stops[solid[first]])
         for last in range(first, stop):
             tokens = _tokens(units.string(solid[first], solid[last]))
-            if num_tokens == 0 and tokens and tokens[0] not in wanted and (len(tokens) > 1 or len(tokens[0]) > longest):
-                return  # the first token will not become a wanted one
+            if num_tokens == 0 and tokens and tokens[0] not in wanted and (
+                    len(tokens) > 1 or not any(token.startswith(tokens[0][:-2]) for token in wanted)):
+                return  # the first token only grows, but for 2 characters ("x–th" + "e" ends in an article): no wanted one
             if num_tokens + len(tokens) > limit + 1:
                 return  # a longer part has as many tokens or more, unless one of them becomes an article
             if not tokens or tokens[-1] in wanted:

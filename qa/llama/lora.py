@@ -98,6 +98,9 @@ def inject_lora(model: nn.Module, spec: LoraSpec, *, every_name: bool = True, so
     targets = find_targets(model, spec, every_name, source)
     model.requires_grad_(False)
     for name, base in targets.items():
+        if (rank := spec.layer_rank(name)) > max(base.in_features, base.out_features):
+            raise UserError(f"--rank (r in a PEFT adapter) is {rank}, but {name} has only {base.in_features} inputs and "
+                            f"{base.out_features} outputs; give a rank that is at most as large")
         layer = LoRALinear(base, spec.layer_rank(name), spec.layer_scale(name), spec.dropout)
         layer.train(base.training)
         model.set_submodule(name, layer)

@@ -8,11 +8,9 @@ nn.Linear layers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import GgufConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -21,7 +19,7 @@ from qa.errors import UserError
 from qa.files import make_readable
 from qa.llama.gguf import check_gguf, set_special_tokens
 from qa.llama.lora import lora_layers, merge, unmerge
-from qa.weights import expect_family, load_tokenizer
+from qa.weights import expect_family, load_tokenizer, read_config
 
 
 def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
@@ -38,7 +36,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
     try:
         model, report = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
                                                          output_loading_info=True, **how)
-    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be loaded as a LLaMA: {reason}") from error
     for problem, keys in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
@@ -48,7 +46,9 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
     _forget_packing(model)
     if dtype == torch.float64:
         _keep_norms_in_fp64(model)
-    return model, load_llama_tokenizer(path)
+    tokenizer = load_llama_tokenizer(path)
+    tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py
+    return model, tokenizer
 
 
 def load_llama_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -69,8 +69,7 @@ def context_length(model: LlamaForCausalLM, max_length: int | None) -> int:
 def check_base_folder(folder: Path) -> None:
     """Its config.json says that it is a LLaMA with ordinary weights."""
     expect_family(folder, "llama")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if packing := config.get("quantization_config"):
+    if packing := read_config(folder).get("quantization_config"):
         method = packing.get("quant_method", "an unnamed method")
         raise UserError(f"{folder} holds weights packed by {method}; give the model without it, or a .gguf")
 

@@ -34,8 +34,13 @@ from collections.abc import Sequence
 from qa.errors import UserError
 from qa.llama.chat import DATE, PLAIN_FRAME, chat_frame
 from qa.llama.demonstrations import Demonstration
-from qa.llama.end_tokens import find_end_tokens
+from qa.llama.end_tokens import find_end_tokens, num_embeddings
 from qa.llama.wording import INSTRUCTION, REFUSAL, REFUSAL_INSTRUCTION, ask, one_line, space_after
+from qa.schema import FLAG, OBJECT, TEXT, check_fields, list_of, one_of
+
+CHUNK = 1000  # texts tokenised at a time: bounds the memory of the tokenizer's own objects
+SETTINGS = {"kind": one_of("plain", "engineered"), "is_v2": FLAG, "instruction": TEXT, "date": TEXT,
+            "demonstrations": list_of(OBJECT)}
 
 
 class PromptTemplate:
@@ -66,6 +71,9 @@ class PromptTemplate:
         self._frame = PLAIN_FRAME if is_plain else chat_frame(tokenizer, self.instruction, self.demonstrations, date)
         bos_ids = _bos_ids(tokenizer) if is_plain or not tokenizer.chat_template else []  # a chat template writes BOS itself
         self.instruction_ids: list[int] = bos_ids + self._encode(self._frame.before_passage, is_first=True)
+        if max([*self.instruction_ids, *self.question_ids("")], default=0) >= num_embeddings(tokenizer):
+            raise UserError(f"--prompt {kind}: the tokenizer makes tokens of it for which the model has no embedding; copy the "
+                            "base model's tokenizer files again, or resize the embeddings with transformers")
         self.end_token_id, self.end_token_ids, self.closing_token_ids = find_end_tokens(tokenizer, self._frame.after_answer)
 
     def settings(self) -> dict:
@@ -77,11 +85,13 @@ class PromptTemplate:
     @classmethod
     def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
         try:
-            demonstrations = [Demonstration(shot["context"], shot["question"], shot["answer"])
-                              for shot in settings["demonstrations"]]
-            return cls(tokenizer, **{**settings, "demonstrations": demonstrations})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the adapter's prompt settings are damaged ({error!r}); give --prompt") from None
+            check_fields(settings, "prompt", SETTINGS)
+            for shot in settings["demonstrations"]:
+                check_fields(shot, "a demonstration", dict.fromkeys(("context", "question", "answer"), TEXT))
+        except UserError as error:
+            raise UserError(f"the adapter's prompt settings are damaged ({error}); give --prompt") from None
+        shots = [Demonstration(shot["context"], shot["question"], shot["answer"]) for shot in settings["demonstrations"]]
+        return cls(tokenizer, **{name: settings[name] for name in SETTINGS} | {"demonstrations": shots})
 
     def for_data(self, is_v2: bool) -> PromptTemplate:
         """The same prompt for data of either version: a model that has learnt to refuse still may, and v2.0 needs a refusal."""
@@ -93,13 +103,20 @@ class PromptTemplate:
 
     def question_ids(self, question: str, max_tokens: int | None = None) -> list[int]:
         """The question in its labels, and the cue. At most `max_tokens` tokens of the question are kept."""
+        return self.all_question_ids([question], max_tokens)[0]
+
+    def all_question_ids(self, questions: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         before = self._frame.before_question
-        text_ids = self._encode(space_after(before) + question.strip(), is_user=True)
-        return self._encode(before) + text_ids[:max_tokens] + self._encode(self._frame.cue)
+        label, cue = self._encode(before), self._encode(self._frame.cue)
+        texts = self._encode_batch([space_after(before) + question.strip() for question in questions], is_user=True)
+        return [label + ids[:max_tokens] + cue for ids in texts]
 
     def answer_ids(self, text: str) -> list[int]:
         """The answer and its end token."""
-        return self.encode_within_answer([one_line(text)], begin=True)[0] + [self.end_token_id]
+        return self.all_answer_ids([text])[0]
+
+    def all_answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids + [self.end_token_id] for ids in self.encode_within_answer(list(map(one_line, texts)), begin=True)]
 
     def encode_within_answer(self, texts: Sequence[str], begin: bool) -> list[list[int]]:
         """Parts of answers, many at a time.
@@ -118,8 +135,9 @@ class PromptTemplate:
         return self._encode_batch([text], is_user, is_first)[0]
 
     def _encode_batch(self, texts: Sequence[str], is_user: bool, is_first: bool = False) -> list[list[int]]:
-        if not texts:
-            return []
+        if not texts or len(texts) > CHUNK:
+            chunks = (texts[begin : begin + CHUNK] for begin in range(0, len(texts), CHUNK))
+            return [ids for chunk in chunks for ids in self._encode_batch(chunk, is_user, is_first)]
         has_newline = self._adds_space and not is_first
         encoding = self.tokenizer(["\n" + text if has_newline and text else text for text in texts], add_special_tokens=False,
                                   split_special_tokens=is_user, return_offsets_mapping=has_newline)

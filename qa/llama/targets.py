@@ -39,14 +39,6 @@ class LoraSpec:
     blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for rank in (self.rank, *self.rank_pattern.values()):
-            if rank < 1:
-                raise UserError(f"--rank (r in a PEFT adapter) is {rank}; give a whole number from 1 upwards")
-        for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not 0 < alpha < math.inf:
-                raise UserError(f"--alpha (lora_alpha in a PEFT adapter) is {alpha}; give a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--lora-dropout is {self.dropout}; give a share from 0 up to, but not, 1")
         for pattern in (self.targets, self.exclude, *self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(pattern if isinstance(pattern, str) else "")

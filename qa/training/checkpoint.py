@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qa.errors import UserError
-from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes
+from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes, writing
 from qa.training.distributed import Runtime, barrier
 
 STEP_FOLDER = re.compile(r"step-([0-9]{6,})")  # step-000120
@@ -52,13 +52,14 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors. state: plain JSON.
     """
     if runtime.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-        for leftover in (*run.glob(".step-*.tmp"), *run.glob(".last.*.tmp")):  # of a process that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        # A run whose newest checkpoints were damaged was resumed from an older one: it makes these steps again.
-        _delete([folder for other, folder in _step_folders(run) if other >= step])
-        _write(run, step, tensors, state)
-        _delete([folder for _, folder in _step_folders(run)[keep:]])
+        with writing(run):
+            run.mkdir(parents=True, exist_ok=True)
+            for leftover in (*run.glob(".step-*.tmp"), *run.glob(".last.*.tmp")):  # of a process that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            # A run whose newest checkpoints were damaged was resumed from an older one: it makes these steps again.
+            _delete([folder for other, folder in _step_folders(run) if other >= step])
+            _write(run, step, tensors, state)
+            _delete([folder for _, folder in _step_folders(run)[keep:]])
     barrier(runtime)  # if a rank ended now, torchrun would kill rank 0 while it writes
 
 

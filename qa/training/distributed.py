@@ -9,9 +9,12 @@ both readers, qa/reader.py and evaluate.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -65,7 +68,9 @@ def start(deterministic: bool = False) -> Runtime:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if num_ranks > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=num_ranks)
+        # An hour: rank 0 may write, or search, while the others wait for it.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=num_ranks,
+                                timeout=timedelta(hours=1), device_id=device if device.type == "cuda" else None)
     return Runtime(rank, num_ranks, device)
 
 
@@ -129,6 +134,19 @@ def gather_objects(value: object, runtime: Runtime) -> list:
 def barrier(runtime: Runtime) -> None:
     if runtime.num_ranks > 1:
         dist.barrier()
+
+
+@contextlib.contextmanager
+def first_of_each_node(runtime: Runtime) -> Iterator[None]:
+    """One rank of each node does what is inside before the others: it asks the hub, and they find the files in its cache."""
+    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not is_first:
+        barrier(runtime)
+    try:
+        yield
+    finally:
+        if is_first:
+            barrier(runtime)
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:

@@ -113,6 +113,6 @@ class Evaluator:
     def _report(self, when: str, data: SquadData, predictions: list[Prediction],
                 chosen: dict[str, float | None]) -> dict[str, float]:
         metrics = score_predictions(data, predictions, chosen.get("na_threshold"), chosen.get("temperature"))
-        self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         self.log.write("evaluation", when=when, step=self.state.step, data=data.source, **chosen, **metrics)
+        self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         return metrics

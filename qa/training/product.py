@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qa.errors import UserError
-from qa.files import MANIFEST, damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json
+from qa.files import MANIFEST, damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json, writing
 from qa.settings import FILE, ReadSettings, read_settings
 from qa.training.distributed import Runtime, barrier
 
@@ -53,13 +53,14 @@ class Product:
         """
         if self.runtime.is_main:
             temporary = self.folder.with_name(f".{self.folder.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            self.write(temporary)
-            write_json(temporary / FILE, {**asdict(self.settings), **chosen, "step": step})
-            (temporary / "README.md").write_text(self.card(step, chosen, metrics), encoding="utf-8", errors="replace")
-            seal(temporary, step, run=self._run())
-            replace_folder(temporary, self.folder)
+            with writing(self.folder):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                self.write(temporary)
+                write_json(temporary / FILE, {**asdict(self.settings), **chosen, "step": step})
+                (temporary / "README.md").write_text(self.card(step, chosen, metrics), encoding="utf-8", errors="replace")
+                seal(temporary, step, run=self._run())
+                replace_folder(temporary, self.folder)
         barrier(self.runtime)
 
     def check(self, best_step: int | None) -> None:

@@ -14,9 +14,11 @@ Used by both train scripts.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import platform
 import re
 import sys
@@ -35,12 +37,15 @@ from qa.errors import UserError
 from qa.evaluation.results import environment
 from qa.files import check_out, write_json
 from qa.options import TrainOptions, differences
+from qa.schema import TEXT, one_of, optional, read_object
 from qa.training.checkpoint import Checkpoint, load_checkpoint
 from qa.training.distributed import Runtime, barrier, gather_objects
-from qa.training.precision import Precision
+from qa.training.precision import AUTOCAST_DTYPES, Precision
 from qa.training.state import TrainState
 
 RUNS = Path("runs")
+RECORD = {"kind": optional(TEXT), "examples": optional(TEXT), "resolved_precision": optional(one_of(*AUTOCAST_DTYPES))}
+_locked: dict[Path, int] = {}  # the runs of this process: open descriptors of their folders
 
 
 def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
@@ -69,7 +74,8 @@ def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
         if runtime.is_main:
             print(f"the run in {options.out} is already finished; evaluate it with evaluate.py --ckpt {options.out}")
         raise SystemExit(0)
-    first = recorded.get("resolved_precision", options.precision)
+    lock_run(Path(options.out), runtime)
+    first = recorded.get("resolved_precision") or options.precision
     if options.precision not in ("auto", first):
         raise UserError(f"--precision {options.precision}: the run in {options.out} computes in {first}; leave the flag "
                         "out, or choose another --out")
@@ -91,7 +97,7 @@ def _newest_unfinished(kind: str) -> str | None:
     for record in RUNS.glob("*/options.json"):
         try:
             is_ours = json.loads(record.read_bytes()).get("kind") == kind
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
         if is_ours and not (record.parent / "finished.json").exists():
             active = max(path.stat().st_mtime for path in (record, record.parent / "log.jsonl") if path.exists())
@@ -104,6 +110,10 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
     folder = Path(options.out)
     record_path = folder / "options.json"
     check_out(folder)
+    for name in ("log.jsonl", "last", "model"):
+        if (folder / name).is_dir() != (name == "model") and (folder / name).exists() or (folder / name).is_symlink():
+            kind = "folder" if name == "model" else "file"
+            raise UserError(f"--out {folder}: {name!r} in it is no {kind} that a run made; remove it, or choose another --out")
     if not record_path.exists():
         if options.resume:
             raise UserError(f"--resume: {folder} holds no run (no options.json); start it without --resume")
@@ -113,15 +123,27 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
         return None
     if not options.resume:
         raise UserError(f"--out {folder}: already holds a run; go on with it by --resume, or choose another folder")
-    try:
-        recorded = json.loads(record_path.read_text(encoding="utf-8"))
-        changed = differences(options, recorded)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--resume: {record_path} is damaged ({error}); put it back, or start a new run") from None
-    if changed:
+    recorded = read_object(record_path, "the record of a run; put it back, or start a new run", RECORD)
+    if changed := differences(options, recorded):
         raise UserError(f"--resume: {folder} holds another run: {', '.join(changed)}; give the same options, "
                         "or choose another --out")
     return recorded
+
+
+def lock_run(folder: Path, runtime: Runtime) -> None:
+    """Refuse a folder in which another process trains. The lock is the kernel's: it ends when its process ends in any way."""
+    is_taken = False
+    if runtime.is_main and folder.resolve() not in _locked:
+        descriptor = _locked[folder.resolve()] = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_taken = True
+            os.close(_locked.pop(folder.resolve()))
+        except OSError:
+            pass  # a file system without locks
+    if gather_objects(is_taken, runtime)[0]:
+        raise UserError(f"--out {folder}: another process is training in it; wait for its end, or choose another --out")
 
 
 def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data_sha256: str,
@@ -145,8 +167,11 @@ def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data
                 print(f"warning: {line}", file=sys.stderr)
             print(f"resumed from step {checkpoint.step}" if checkpoint else "no checkpoint yet: starting again from step 0")
     barrier(runtime)  # rank 0 may create the record only after every rank has seen that there is none
+    if not options.resume:
+        if runtime.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        lock_run(folder, runtime)
     if runtime.is_main and not options.resume:
-        folder.mkdir(parents=True, exist_ok=True)
         print(f"the run is in {folder}")
         write_json(folder / "train_questions.json", question_ids)
         write_json(folder / "options.json", {
@@ -163,6 +188,8 @@ def finish_run(folder: Path, state: TrainState, runtime: Runtime) -> None:
     if runtime.is_main:
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         write_json(folder / "finished.json", {"step": state.step, "time": now, "seconds": _wall_seconds(folder, now)})
+        if folder.resolve() in _locked:
+            os.close(_locked.pop(folder.resolve()))
 
 
 def _wall_seconds(folder: Path, now: str) -> float:

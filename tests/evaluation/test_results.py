@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from qa.evaluation.predictions_file import load_na_probs, load_predictions
 from qa.evaluation.results import default_folder, environment, identity, result_files, write_results
 from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import marked_passages, metrics_line, table
-from qa.files import write_json
+from qa.files import json_bytes, write_json
 from qa.prediction import Candidate, Prediction
 
 CONTEXT = "The cat sat on the mat in 1846."
@@ -274,3 +275,20 @@ def test_marked_passages_mark_the_predicted_span_and_show_the_gold(monkeypatch):
         assert shown.count("Q: question") == min(count, 4)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1, None)
+
+
+def test_files_are_the_bytes_that_json_gives(tmp_path):
+    """Texts that look like the layout between entries, floats of every size, half a pair, no candidates, no entry at all."""
+    texts = ['},\n   {', '"},\\n', "\ud83d", "café\u2028", ""]
+    spans = [Candidate(text, 0, len(text), 1e-300 * 7**number, 0.1 * number) for number, text in enumerate(texts)]
+    predictions = [Prediction(text, text, spans[:number], None if number < 3 else 0.5, -1.5, 2e-7)
+                   for number, text in enumerate(texts)]
+    data = dataclasses.replace(make_data(True), has_answers=False)
+    files = {**result_files(data, predictions, 0.0), "metrics.json": {"f1": 1.0},
+             "conditions.json": {"notes": ["a"], "p": {"q": [{}]}}}
+    write_results(tmp_path, files)
+    for name in ("predictions.json", "nbest.json", "null_odds.json", "metrics.json", "conditions.json"):
+        assert (tmp_path / name).read_bytes() == json_bytes(dict(files[name])), name
+    predictions[4].candidates.append(Candidate("x", 0, 1, math.nan, 0.5))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results(tmp_path, files)

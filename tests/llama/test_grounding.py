@@ -165,9 +165,10 @@ def test_ground_matches_brute_force_in_runs_without_blanks(alphabet):
 
 @pytest.mark.parametrize("passage", [
     "().,;:-/" * 500, "(" * 2000 + "cat" + ")" * 2000, "。，" * 2000, "中文日本" * 1000, "cat-" * 1000, "—a—the" * 500,
+    "—…“”«»" * 700,
     "the school of art in a town, of 1,200 people " * 400 + "，".join(["日本", "中文", "東京"] * 100),
 ])  # fmt: skip
-@pytest.mark.parametrize("text", ["the cats", "中文，東日本", "zebra " * 40, "the of in a", "— — —"])
+@pytest.mark.parametrize("text", ["the cats", "中文，東日本", "zebra " * 40, "the of in a", "— — —", "—" * 30])
 def test_a_long_passage_is_normalised_in_few_parts(monkeypatch, passage, text):
     num_chars = []
     monkeypatch.setattr(grounding, "normalize_answer", lambda part: num_chars.append(len(part)) or normalize_answer(part))

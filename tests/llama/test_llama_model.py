@@ -134,12 +134,12 @@ def test_incomplete_and_foreign_weights_are_refused(tiny_llama, byte_level_token
     with pytest.raises(UserError, match="cannot be loaded"):
         load_llama(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"\*.safetensors have 0 bytes"):
         load_llama(tmp_path)
 
 
 def test_a_folder_that_is_no_model_is_refused(tiny_llama, byte_level_tokenizer, tmp_path):
-    with pytest.raises(UserError, match="config.json: no readable model configuration"):
+    with pytest.raises(UserError, match="config.json: .*expected a model's configuration"):
         load_llama(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="give an adapter to evaluate.py as --ckpt"):
@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_model_is_refused(tiny_llama, byte_level_tokenizer, 
     with pytest.raises(UserError, match="packed by gptq"):
         load_llama(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: no readable model configuration"):
+    with pytest.raises(UserError, match="config.json: .*expected a model's configuration"):
         load_llama(tmp_path)
 
 
