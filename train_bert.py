@@ -83,7 +83,8 @@ def main() -> None:
     reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, windows.tokens))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, windows.tokens),
+                                  [example.id for example in questions])
     state = TrainState()
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors["model"])
@@ -91,7 +92,7 @@ def main() -> None:
         scaler.load_state_dict(checkpoint.state["scaler"])
         state = TrainState(**checkpoint.state["progress"])
     steps_per_epoch = math.ceil(len(windows) / options.batch_size)
-    total_steps = steps_per_epoch * options.epochs
+    total_steps = options.max_steps or steps_per_epoch * options.epochs
     product = Product(
         folder / "model", settings=settings, runtime=runtime,
         write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
@@ -103,7 +104,7 @@ def main() -> None:
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(questions):,} training questions in {len(windows):,} windows of {lengths.mean():.0f} tokens on average; "
         f"{total_steps:,} steps of {options.batch_size} windows; held out: {num_held_out:,} questions")
-    evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0)
+    evaluator.begin({"before training": reader}, epoch_ends=state.step % steps_per_epoch == 0 or state.step == total_steps)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     stop, first_step = StopSignal(options.stop_after), state.step
@@ -149,7 +150,7 @@ def main() -> None:
                  lr=optimizer.param_groups[0]["lr"], skipped=state.skipped, padding=padding_share(shares, lengths))
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
-        epoch_ends = (step + 1) % steps_per_epoch == 0
+        epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps  # --max-steps may cut the last epoch
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
                 tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
@@ -157,7 +158,8 @@ def main() -> None:
                 save_checkpoint(folder, state.step, tensors, others, options.keep, runtime)
             if stop_requested and step + 1 < total_steps:
                 log.close()
-                raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")
+                raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume",
+                              planned=stop.steps_left <= 0)
             if evaluator.is_due(step + 1, epoch_ends):
                 evaluator.evaluate()
 

@@ -97,7 +97,8 @@ def main() -> None:
     reader.check(held_out, dev_data)
 
     # ---- open the run, or resume it -----------------------------------------------------------------------------
-    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)))
+    folder, checkpoint = open_run(options, runtime, precision, fingerprint(training, all_tokens(prompts)),
+                                  [prompt.id for prompt in prompts])
     state = TrainState()
     if checkpoint is not None:
         check_base(checkpoint.state["base"], base_print, options.model)
@@ -106,7 +107,7 @@ def main() -> None:
         scaler.load_state_dict(checkpoint.state["scaler"])
         state = TrainState(**checkpoint.state["progress"])
     steps_per_epoch = math.ceil(len(prompts) / options.batch_size)
-    total_steps = steps_per_epoch * options.epochs
+    total_steps = options.max_steps or steps_per_epoch * options.epochs
     product = Product(
         folder / "model", settings=settings, runtime=runtime,
         write=lambda to: save_adapter(model, tokenizer, spec, to, options.model, base_print),
@@ -119,7 +120,8 @@ def main() -> None:
     evaluator = Evaluator(reader, product, options, log, state, held_out, dev_data)
     say(f"{len(prompts):,} training questions on {passage_index.max() + 1:,} passages; "
         f"{total_steps:,} steps of {options.batch_size} questions; held out: {num_held_out:,} questions")
-    evaluator.begin(reader.with_each_prompt() if options.demo else {}, epoch_ends=state.step % steps_per_epoch == 0)
+    evaluator.begin(reader.with_each_prompt() if options.demo else {},
+                    epoch_ends=state.step % steps_per_epoch == 0 or state.step == total_steps)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     stop, first_step = StopSignal(options.stop_after), state.step
@@ -164,7 +166,7 @@ def main() -> None:
                  grad_norm=grad_norm, lr=optimizer.param_groups[0]["lr"], skipped=state.skipped)
 
         # ---- checkpoint, stop, evaluation -----------------------------------------------------------------------
-        epoch_ends = (step + 1) % steps_per_epoch == 0
+        epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == total_steps  # --max-steps may cut the last epoch
         with log.clock_stopped():
             if epoch_ends or stop_requested or (options.save_every and (step + 1) % options.save_every == 0):
                 tensors = {"lora": lora_state_dict(model), "optimizer": optimizer_tensors(model, optimizer)}
@@ -172,7 +174,8 @@ def main() -> None:
                 save_checkpoint(folder, state.step, tensors, others, options.keep, runtime)
             if stop_requested and step + 1 < total_steps:
                 log.close()
-                raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume")
+                raise Stopped(f"stopped after step {step + 1} of {total_steps}; go on with the same command and --resume",
+                              planned=stop.steps_left <= 0)
             if evaluator.is_due(step + 1, epoch_ends):
                 evaluator.evaluate()
 

@@ -3,7 +3,7 @@
 Whoever owns a value (a flag, a file, a folder) checks it once. If it is wrong, they raise `UserError` with one line: what was
 found, where, what was expected, and what to do. The three scripts end with `sys.exit(exit_status(main))`:
 
-    0   done
+    0   done; or stopped as --stop-after planned it
     2   the input is wrong: one line, no traceback
     1   anything else: stopped early (the last checkpoint is whole), out of GPU memory, a bug (with its traceback)
 """
@@ -28,7 +28,11 @@ def not_finite(question_id: str) -> UserError:
 
 
 class Stopped(Exception):
-    """The run ends early: on request, after it wrote a checkpoint, or because a loss was not finite."""
+    """The run ends early: as planned, on request, after it wrote a checkpoint, or because a loss was not finite."""
+
+    def __init__(self, line: str, planned: bool = False) -> None:
+        super().__init__(line)
+        self.status = 0 if planned else 1
 
 
 def exit_status(main: Callable[[], None]) -> int:
@@ -46,6 +50,7 @@ def exit_status(main: Callable[[], None]) -> int:
         return 2
     except Stopped as stopped:  # all ranks agreed on it
         _say(str(stopped), ranks=1)
+        return stopped.status
     except KeyboardInterrupt:
         _say("interrupted; what was written before that is whole", ranks=1)
     except torch.cuda.OutOfMemoryError as error:

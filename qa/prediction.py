@@ -42,6 +42,7 @@ class Prediction:
 class Answered:
     predictions: list[Prediction]
     notes: list[str] = field(default_factory=list)  # what was cut, skipped or guessed: to be printed
+    work: list[str] = field(default_factory=list)  # what finding the answers took: to be printed
     conditions: dict[str, Any] = field(default_factory=dict)  # beside the settings: what the figures depend on
 
 

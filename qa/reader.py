@@ -2,6 +2,7 @@
 
     from qa.reader import open_reader
     reader = open_reader("runs/bert")                        # all that --ckpt takes
+    reply = reader.ask("When was it lit?", "It was lit in 1844.")   # asking.py
     answered = reader.answer(load_squad("questions.json"))   # an `Answered` (prediction.py)
 
 The reader is a BertReader (bert/reader.py) or a LlamaReader (llama/reader.py). Its predictions go to evaluation/scoring.py.
@@ -23,10 +24,11 @@ from qa.data.squad import load_squad
 from qa.errors import UserError
 from qa.llama.adapter import Adapter, load_adapter, read_adapter
 from qa.llama.demonstrations import choose_demonstrations
-from qa.llama.model import context_length, export_merged, load_llama
+from qa.llama.memory import PassageMemory
+from qa.llama.model import context_length, load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
-from qa.options import EvaluateOptions, check, unused_options
+from qa.options import ReadingOptions, check, unused_options
 from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime
@@ -39,16 +41,15 @@ def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
 
     Args:
         ckpt: a run, a folder of transformers or peft, a hub id, a .gguf file, or pypi:PACKAGE.
-        given: any option of evaluate.py that is about reading, such as decode="exact" or precision="fp32".
+        given: any option of `ReadingOptions` (options.py), such as max_length=256 or precision="fp32".
 
     Raises:
         UserError: there is no such model, it is damaged, or we do not support its family.
     """
-    known = {field.name for field in dataclasses.fields(EvaluateOptions) if field.metadata["only"]} - {
-        "predictions", "na_probs", "merge_into", "trace"} | {"na_threshold", "data_seed"}
+    known = {field.name for field in dataclasses.fields(ReadingOptions)} - {"ckpt"}
     if unknown := given.keys() - known:
         raise UserError(f"open_reader: no option {min(unknown)!r} for reading; expected one of {', '.join(sorted(known))}")
-    options = EvaluateOptions(ckpt=ckpt, **given)
+    options = ReadingOptions(ckpt=ckpt, **given)
     check(options)
     reader, notes = load_reader(options, set(given), distributed.start())
     for line in notes:
@@ -56,7 +57,7 @@ def open_reader(ckpt: str, **given) -> BertReader | LlamaReader:
     return reader
 
 
-def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
+def load_reader(options: ReadingOptions, typed: set[str], runtime: Runtime,
                 is_v2: bool = False) -> tuple[BertReader | LlamaReader, list[str]]:
     """The model that `options.ckpt` names, as a reader, and lines to tell the user.
 
@@ -65,8 +66,10 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     with distributed.first_of_each_node(runtime):
         path = weights.locate(options.ckpt, "--ckpt")
     model_type, family = weights.family(path), weights.reader_family(path)
-    settings, sources = resolve(family, {name: getattr(options, name) for name in typed if name != "prompt"},
-                                read_settings(path))
+    values = {name: getattr(options, name) for name in typed if name != "prompt"}
+    if family == "llama":
+        values["decode"] = options.decode
+    settings, sources = resolve(family, values, read_settings(path))
     adapter = read_adapter(path) if model_type == "adapter" else None
     parts = {family: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
     model = f"{options.ckpt} ({model_type}" + (f", --decode {settings.decode})" if family == "llama" else ")")
@@ -81,7 +84,7 @@ def load_reader(options: EvaluateOptions, typed: set[str], runtime: Runtime,
     return reader, [*inspect(path), *notes, *more, reader.precision.reason]
 
 
-def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime) -> tuple[BertReader, list[str]]:
+def _open_bert(path: Path, settings: ReadSettings, options: ReadingOptions, runtime: Runtime) -> tuple[BertReader, list[str]]:
     """A question-answering model, or a plain encoder, which gets a random span head."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
@@ -97,11 +100,9 @@ def _open_bert(path: Path, settings: ReadSettings, options: EvaluateOptions, run
     return BertReader(model, tokenizer, settings, precision, runtime, micro_tokens), notes
 
 
-def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, options: EvaluateOptions, runtime: Runtime,
+def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, options: ReadingOptions, runtime: Runtime,
                 is_v2: bool) -> tuple[LlamaReader, list[str]]:
     """A LLaMA as it is, or with a LoRA adapter."""
-    if options.merge_into and runtime.is_main and Path(options.merge_into).exists():
-        raise UserError(f"--merge-into {options.merge_into}: exists already; expected the name of a new folder")
     base_name = options.base or (adapter and adapter.base_name) or ""
     if adapter and not base_name:
         raise UserError(f"{path}: the adapter does not say which base model it is for; give it by --base")
@@ -118,14 +119,12 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
     else:
         template = PromptTemplate(tokenizer, options.prompt or "plain", is_v2, _demonstrations(options, is_v2))
     settings = replace(settings, max_length=context_length(model, settings.max_length), prompt=template.settings())
-    if options.merge_into and runtime.is_main:
-        export_merged(model, tokenizer, Path(options.merge_into))
-        notes.append(f"the merged model, for transformers: {options.merge_into}")
     micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
-    return LlamaReader(model, template, settings, precision, runtime, micro_tokens), notes
+    memory = PassageMemory(options.cache_mb * 1_000_000) if options.cache_mb else None
+    return LlamaReader(model, template, settings, precision, runtime, micro_tokens, memory), notes
 
 
-def _demonstrations(options: EvaluateOptions, is_v2: bool) -> tuple:
+def _demonstrations(options: ReadingOptions, is_v2: bool) -> tuple:
     """The solved examples of --shots."""
     if not options.shots:
         return ()

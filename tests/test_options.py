@@ -11,6 +11,8 @@ from qa.errors import UserError
 from qa.options import (
     DEMO_BERT,
     DEMO_LLAMA,
+    THEIRS,
+    AskOptions,
     BertOptions,
     EvaluateOptions,
     LlamaOptions,
@@ -22,8 +24,8 @@ from qa.options import (
     unused_options,
 )
 
-CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions]
-FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions, AskOptions]
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls) if not field.metadata["positional"]]
 NAMES = [f"{cls.__name__}-{field.name}" for cls, field in FIELDS]
 
 
@@ -89,7 +91,8 @@ def test_help_names_every_flag_with_its_help_and_default(cls, capsys):
     text = without_spaces(capsys.readouterr().out)
     assert without_spaces("What the script does, and 100% of it. python script.py --flag") in text
     for field in dataclasses.fields(cls):
-        assert flag(field.name) in text and without_spaces(field.metadata["help"]) in text
+        name = field.name.upper() if field.metadata["positional"] else flag(field.name)
+        assert name in text and without_spaces(field.metadata["help"]) in text
         if type(field.default) is int:
             assert without_spaces(f"{field.metadata['help']}[{field.default}]") in text
 
@@ -113,7 +116,7 @@ def test_demo_sets_what_the_user_did_not(cls, presets):
     assert options == defaults(cls, epochs=7)  # no --demo, no presets
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not AskOptions])
 @pytest.mark.parametrize("argv, parts", [
     (["--learning-rate", "1"], ["--learning-rate"]),  # unknown
     (["--batch-siz", "4"], ["--batch-siz"]),  # an abbreviation is no flag: a new option would change what it means
@@ -146,6 +149,43 @@ def test_values_out_of_range_are_refused_in_one_line(cls, name, value):
     message = refusal(cls, f"{flag(name)}={value}")
     number = {"int": int, "float": float}[kind(cls.__dataclass_fields__[name])](value)
     assert message.startswith(f"{flag(name)} {number}: expected "), message
+
+
+@pytest.mark.parametrize("cls, argv, words", [
+    (BertOptions, ["--doc_stride", "64"], "--doc_stride: here --overlap: passage tokens that two"),
+    (LlamaOptions, ["--doc-stride=64"], "--doc-stride=64: here --overlap: "),
+    (EvaluateOptions, ["--doc-stride", "64"], "--doc-stride: here --overlap: "),
+    (BertOptions, ["--gradient_accumulation_steps", "2"], "here --micro-tokens: tokens, with padding"),
+    (BertOptions, ["--max-seq-length", "384"], "here --max-length: "), (BertOptions, ["--learning-rate", "1"], "here --lr: "),
+    (BertOptions, ["--num-train-epochs", "2"], "here --epochs: "), (BertOptions, ["--output_dir", "x"], "here --out: "),
+    (BertOptions, ["--per-device-train-batch-size", "8"], "here --batch-size: "),
+    (BertOptions, ["--batch_size", "8"], "--batch_size: here --batch-size: "),
+    (EvaluateOptions, ["--model_name_or_path", "x"], "here --ckpt: "), (LlamaOptions, ["--lora_r", "8"], "here --rank: "),
+    (EvaluateOptions, ["--learning-rate", "1"], "unrecognized arguments: --learning-rate 1; see --help"),
+    (BertOptions, ["--no-such-flag", "--lr", "1"], "unrecognized arguments: --no-such-flag; see --help")])
+def test_a_flag_of_another_program_is_refused_with_the_name_of_ours(cls, argv, words):
+    assert words in refusal(cls, *argv)
+
+
+def test_every_name_in_the_table_is_of_no_flag_of_ours_and_leads_to_one():
+    for ours, theirs in THEIRS.items():
+        classes = [cls for cls in CLASSES if ours in cls.__dataclass_fields__]
+        assert classes and not any(name in cls.__dataclass_fields__ for cls in classes for name in theirs.split())
+
+
+def test_either_epochs_or_max_steps():
+    assert refusal(BertOptions, "--epochs", "2", "--max-steps", "9").startswith("--epochs and --max-steps: ")
+    options, _ = parse_flags(BertOptions, "--max-steps", "9", "--demo", presets=DEMO_BERT)
+    assert options.max_steps == 9
+    assert refusal(BertOptions, "--max-steps", "0") == "--max-steps 0: expected at least 1"
+
+
+@pytest.mark.parametrize("argv, value", [
+    ([], None), (["--resume"], "yes"), (["--resume", "--out", "x"], "yes"), (["--out", "x", "--resume", "auto"], "auto")])
+def test_resume_takes_a_value_or_none(argv, value):
+    assert parse_flags(BertOptions, *argv)[0].resume == value
+    assert refusal(BertOptions, "--resume", "auto").startswith("--resume auto: expected --out")
+    assert "'ever'" in refusal(BertOptions, "--resume", "ever")
 
 
 def test_limits_themselves_are_allowed():

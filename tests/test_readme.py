@@ -16,14 +16,15 @@ import pytest
 
 from qa.data.squad import load_squad
 from qa.evaluation.show import marked_passages
-from qa.options import DEMO_BERT, DEMO_LLAMA, BertOptions, EvaluateOptions, LlamaOptions, flag, parse
+from qa.options import DEMO_BERT, DEMO_LLAMA, AskOptions, BertOptions, EvaluateOptions, LlamaOptions, flag, parse
 from qa.prediction import Candidate, Prediction
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_bert.py": (BertOptions, DEMO_BERT), "train_llama.py": (LlamaOptions, DEMO_LLAMA),
-           "evaluate.py": (EvaluateOptions, None)}
-THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node"}  # transformers', pip's, torchrun's
+           "evaluate.py": (EvaluateOptions, None), "qa.ask": (AskOptions, None)}
+THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node",  # transformers', pip's, torchrun's, SLURM's
+          *"--job-name --array --time --signal --ntasks --cpus-per-task --gpus --output".split()}
 FIRST_SCREEN = 40  # lines
 
 
@@ -44,8 +45,8 @@ def flags(text: str) -> set[str]:
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """(script, its flags), wherever a script is followed by any."""
-    return [(script, shlex.split(rest)) for script, rest in re.findall(r"\b(train_bert\.py|train_llama\.py|evaluate\.py)"
-                                                                       r"( --[^`#\n|]*)", text)]
+    names = r"\b(train_bert\.py|train_llama\.py|evaluate\.py|qa\.ask)"
+    return [(script, shlex.split(rest)) for script, rest in re.findall(names + r"( --[^`#\n|]*)", text)]
 
 
 def anchors(text: str) -> set[str]:
@@ -99,7 +100,7 @@ def test_passage_on_the_first_screen_is_one_that_the_demo_shows():
     predictions = [Prediction(example.id, gold.text, [Candidate(gold.text, gold.start_char, gold.end_char, 0.0, 1.0)])
                    for example, gold in zip(data.examples, golds, strict=True)]
     shown = [line for line in demo_block().splitlines() if line.startswith("  ")]
-    assert len(shown) >= 4 and missing(shown, marked_passages(data, predictions, 3)) == []
+    assert len(shown) >= 4 and missing(shown, marked_passages(data, predictions, 3, None)) == []
 
 
 @pytest.mark.skipif("DEMO_OUTPUT" not in os.environ, reason="DEMO_OUTPUT is not set: .ci/run sets it, after the demo")
@@ -111,6 +112,7 @@ def test_demo_prints_what_the_first_screen_shows():
 def test_every_file_that_is_named_exists(page):
     """With its folder; or without it, in whichever."""
     names = {path.name for folder in ("qa", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.*")}
+    names |= set(re.findall(r"<!-- file: (\S+)", text_of(page)))  # of a user's, shown in the page
     assert [name for name in files(text_of(page)) if not (ROOT / name).exists() and name not in names] == []
 
 

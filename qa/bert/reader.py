@@ -13,15 +13,16 @@ Letters: T tokens of all windows together, B windows of a batch, L tokens of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qa.asking import Asked
 from qa.bert.decode_fast import find_candidates, make_predictions
-from qa.bert.windows import Windows, make_windows
+from qa.bert.windows import Windows, make_windows, max_question_tokens
 from qa.data.batches import cut
 from qa.data.squad import SquadData
 from qa.errors import UserError
@@ -32,7 +33,7 @@ from qa.training.precision import Precision
 
 
 @dataclass
-class BertReader:
+class BertReader(Asked):
     model: nn.Module  # BertSpanModel, or what torch.compile made of it
     tokenizer: Any
     settings: ReadSettings
@@ -50,7 +51,15 @@ class BertReader:
         num_spans = longest * settings.max_length * int(np.bincount(windows.example_index).max())  # no question has more
         num_best = min(settings.num_best, num_spans)
         candidates = find_candidates(start, end, windows, num_best, longest, settings.may_refuse(data))
-        return Answered(make_predictions(candidates, data), windows.summary.lines(), {"windows": len(windows)})
+        return Answered(make_predictions(candidates, data), windows.summary.lines(), conditions={"windows": len(windows)})
+
+    def for_asking(self, num_best: int, decode: str, may_refuse: bool | None) -> BertReader:
+        is_v2 = self.settings.is_v2 if may_refuse is None else may_refuse
+        return replace(self, settings=replace(self.settings, num_best=num_best, is_v2=bool(is_v2)))
+
+    def count_question(self, question: str) -> tuple[int, int]:
+        return (len(self.tokenizer.backend_tokenizer.encode(question, add_special_tokens=False).ids),
+                max_question_tokens(self.settings.max_length, self.settings.overlap))
 
     @torch.inference_mode()
     def _window_scores(self, windows: Windows) -> Tensor:

@@ -97,6 +97,11 @@ class SquadData:
         """All questions, passage by passage. An example_index counts them in this order everywhere."""
         return [example for passage in self.passages for example in passage.examples]
 
+    @property
+    def titles(self) -> list[str]:
+        """The title of each example's article."""
+        return [passage.title for passage in self.passages for _ in passage.examples]
+
     def describe(self) -> str:
         """The totals, then one line for each problem."""
         num_trainable = sum(example.trainable for example in self.examples)

@@ -84,6 +84,16 @@ def _token_f1(prediction: str, gold: str, is_v2: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def final_scores(examples: list[Example], predictions: dict[str, str], is_v2: bool, na_probs: dict[str, float] | None = None,
+                 na_threshold: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 of every question as the official figures count them, with the refusals of v2.0: two [N] of values in 0..1."""
+    exact, f1 = question_scores(examples, predictions, is_v2)
+    if is_v2:
+        refused = is_refused(_na_prob_array(examples, predictions, na_probs or {}), na_threshold)  # [N]
+        exact, f1 = (np.where(refused, ~_has_answer(examples), scores) for scores in (exact, f1))
+    return exact, f1
+
+
 def score_v1(examples: list[Example], predictions: dict[str, str]) -> dict[str, float]:
     """The official v1.1 figures, in percent over every question."""
     exact, f1 = question_scores(examples, predictions, is_v2=False)
@@ -101,15 +111,14 @@ def score_v2(examples: list[Example], predictions: dict[str, str], na_probs: dic
 
     `na_probs` are {id: no-answer score}, on any scale; higher means "no answer". With them there are best_* figures.
     """
-    scores_if_accepted = question_scores(examples, predictions, is_v2=True)
     has_answer = _has_answer(examples)  # [N]
-    refused = is_refused(_na_prob_array(examples, predictions, na_probs or {}), na_threshold)  # [N]
-    exact, f1 = (np.where(refused, ~has_answer, scores) for scores in scores_if_accepted)  # [N]
+    exact, f1 = final_scores(examples, predictions, True, na_probs, na_threshold)  # [N], [N]
     metrics: dict[str, float] = {}
     for key, part in (("", has_answer | True), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
         if part.any():
             metrics |= {f"{key}exact": _percent(exact[part]), f"{key}f1": _percent(f1[part]), f"{key}total": int(part.sum())}
     if na_probs is not None:
+        scores_if_accepted = question_scores(examples, predictions, is_v2=True)
         thresholds, *curves = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)
         for name, curve in zip(("exact", "f1"), curves, strict=True):
             best = int(curve.argmax())  # of equal ones the lowest, as in the official search

@@ -1,8 +1,9 @@
 """A file of predictions in the official form, {id: answer}, checked against the data to score it on.
 
-A second file, {id: number}, may hold no-answer scores: higher means "no answer". evaluate.py writes both, and the official
-scripts read both. Another form, or what would give a meaningless score, such as predictions for other data, is a `UserError`.
-Missing ids are allowed: they count as wrong, and the caller warns. Used by: evaluate.py (`--predictions`, `--na-probs`).
+Or in the form of per_question.json, whose entries have a "prediction". A second file, {id: number}, may hold no-answer scores:
+higher means "no answer". evaluate.py writes all three, and the official scripts read the first and the last. Another form, or
+what would give a meaningless score, such as predictions for other data, is a `UserError`. Missing ids are allowed: they count
+as wrong, and the caller warns. Used by: evaluate.py (`--predictions`, `--na-probs`, `--against`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from qa.files import read_json
 def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
     """Read {id: answer}. In v2.0 the answer "" means "no answer"; predictions for v2.0 data are an error for v1.1 data."""
     predictions = _read_object(path, 'predictions {"id": "answer", ...}')
+    if predictions and all(isinstance(entry, dict) and "prediction" in entry for entry in predictions.values()):
+        predictions = {question_id: entry["prediction"] for question_id, entry in predictions.items()
+                       if entry["prediction"] is not None}  # per_question.json
     for question_id, answer in predictions.items():
         if not isinstance(answer, str):
             raise UserError(f'{path}: the prediction for {_show(question_id)} is {_show(answer)}; expected a string, or ""')
@@ -30,6 +34,18 @@ def load_predictions(path: str | Path, data: SquadData) -> dict[str, str]:
         raise UserError(f'{path}: looks like v2.0 predictions: {num_empty:,} are "" (no answer) and {num_unknown:,} '
                         f"of {len(predictions):,} ids are not in {data.source}, which is v1.1; score them on their v2.0 data")
     return predictions
+
+
+def find_predictions(path: str | Path) -> Path:
+    """The file that `--against` means: the file itself, or predictions.json of an evaluation, or of the one at a run's end."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for folder in (path, path / "evaluation"):
+        if (folder / "predictions.json").is_file():
+            return folder / "predictions.json"
+    raise UserError(f"{path}: a folder without predictions.json; expected an evaluation's folder, a run that scored its "
+                    "--dev-data, or a file of predictions; evaluate the model first, and name that folder")
 
 
 def load_na_probs(path: str | Path, data: SquadData) -> dict[str, float]:

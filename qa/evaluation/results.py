@@ -1,13 +1,15 @@
 """The files that an evaluation leaves.
 
     metrics.json        the official keys
+    per_question.json   {id: {title, exact, f1, prediction, confidence, no_answer_score}}; exact and f1 are from 0 to 1
     predictions.json    {id: answer}: what the official scripts read
     nbest.json          {id: [{text, start_char, end_char, score, confidence}, ...]}, best first
     generated.json      LLaMA, greedy: {id: {text, grounding}}, what the model wrote and how that was found in the passage
     null_odds.json      v2.0: {id: no-answer score}; Google's BERT gave the file this name
     conditions.json     the model, the data and the settings that gave the figures
+    environment.json    the script, its command, the commit of this code, when it began, and how many seconds it took
 
-A new set replaces the old one as a whole. Used by: evaluate.py.
+A new set replaces the old one as a whole. Used by: evaluate.py, training/evaluator.py, training/run.py (`environment`).
 """
 
 from __future__ import annotations
@@ -17,19 +19,28 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+import time
 from collections import UserDict
 from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from qa.data.squad import SquadData
 from qa.errors import UserError
-from qa.evaluation.scoring import final_answers, no_answer_scores
+from qa.evaluation.calibration import final_confidences
+from qa.evaluation.scoring import final_answers, no_answer_scores, scores_of_questions
 from qa.files import check_out, sync, writing
 from qa.prediction import Prediction
 
-NAMES = ("metrics.json", "predictions.json", "nbest.json", "generated.json", "null_odds.json", "conditions.json")
+NAMES = ("metrics.json", "per_question.json", "predictions.json", "nbest.json", "generated.json", "null_odds.json",
+         "conditions.json", "environment.json")
 
 
 def default_folder(ckpt: str, data: str, settings: dict[str, Any]) -> Path:
@@ -80,15 +91,40 @@ class Nbest(UserDict):
         return _nbest(self.data[question_id])
 
 
-def result_files(predictions: list[Prediction], na_threshold: float | None) -> dict[str, Mapping]:
-    """The files that hold the predictions: name -> content."""
+def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, Mapping]:
+    """The files that hold the predictions: name -> content. There is no per_question.json if the data has no answers."""
+    answers = final_answers(predictions, na_threshold)
+    confidences = dict(zip(answers, final_confidences(predictions, na_threshold).tolist(), strict=True))
+    scores = scores_of_questions(data, predictions, na_threshold) if data.has_answers else ()
     return {
-        "predictions.json": final_answers(predictions, na_threshold),
+        "per_question.json": per_question(data, answers, *scores, confidences, no_answer_scores(predictions)) if scores else {},
+        "predictions.json": answers,
         "nbest.json": Nbest({prediction.id: prediction for prediction in predictions}),
         "null_odds.json": no_answer_scores(predictions),
         "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
                            for prediction in predictions if prediction.raw_text is not None},
     }
+
+
+def per_question(data: SquadData, answers: dict[str, str], exact: np.ndarray, f1: np.ndarray,
+                 confidences: dict[str, float] | None = None, na_scores: dict[str, float] | None = None) -> dict[str, dict]:
+    """{id: what is known of this question}, in the order of the data. What is not in a dict is None. exact, f1: [N]."""
+    return {example.id: {"title": title, "exact": float(exact[row]), "f1": float(f1[row]),
+                         "prediction": answers.get(example.id), "confidence": (confidences or {}).get(example.id),
+                         "no_answer_score": (na_scores or {}).get(example.id)}
+            for row, (example, title) in enumerate(zip(data.examples, data.titles, strict=True))}
+
+
+def environment(began: float) -> dict[str, Any]:
+    """How files came to be. began: `Runtime.began`. The commit ends in "-dirty" if files were changed; None: no git."""
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40",
+           "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"script": Path(sys.argv[0]).name, "command": shlex.join(sys.argv), "commit": commit,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)), "seconds": round(time.time() - began, 1)}
 
 
 def write_results(folder: Path | str, files: dict[str, Mapping]) -> None:

@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from qa.data.squad import SquadData, counted
+from qa.evaluation.scoring import final_answers
 from qa.prediction import Prediction
 
 HIGHLIGHT = ("\033[1;32m", "\033[0m")
@@ -36,17 +37,25 @@ def table(metrics: dict[str, Any]) -> str:
                      for name, value in metrics.items())
 
 
-def marked_passages(data: SquadData, predictions: list[Prediction], count: int) -> str:
-    """`count` questions, evenly spread, each with its passage, in which the predicted span is marked."""
+def mark(text: str, start_char: int, end_char: int) -> str:
+    """The text with a span of it marked: in colour at a terminal, else in brackets."""
     before, after = HIGHLIGHT if sys.stdout.isatty() else ("[[", "]]")
+    return text[:start_char] + before + text[start_char:end_char] + after + text[end_char:]
+
+
+def marked_passages(data: SquadData, predictions: list[Prediction], count: int, na_threshold: float | None) -> str:
+    """`count` questions, each with its passage, in which the predicted span is marked.
+
+    With gold answers they are evenly spread over the data; without, they are the first ones.
+    """
     questions = [(passage.text, example) for passage in data.passages for example in passage.examples]
-    parts = []
-    for index in range(0, len(questions), max(1, len(questions) // count))[:count]:
+    answers, parts = final_answers(predictions, na_threshold), []
+    for index in range(0, len(questions), max(1, len(questions) // count) if data.has_answers else 1)[:count]:
         (passage, example), prediction = questions[index], predictions[index]
-        if prediction.text:
-            span = prediction.candidates[0]
-            passage = passage[:span.start_char] + before + span.text + after + passage[span.end_char:]
+        if answer := answers[example.id]:
+            passage = mark(passage, prediction.candidates[0].start_char, prediction.candidates[0].end_char)
         gold = " | ".join(dict.fromkeys(example.gold_texts)) or "(no answer)"
         parts.append(f"\n  Q: {example.question}\n" + textwrap.fill(passage, 100, initial_indent="     ",
-                     subsequent_indent="     ") + f"\n     answer: {prediction.text or '(no answer)'}    gold: {gold}")
+                     subsequent_indent="     ") + f"\n     answer: {answer or '(no answer)'}"
+                     + (f"    gold: {gold}" if data.has_answers else ""))
     return "\n".join(parts) + "\n"

@@ -65,7 +65,7 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
     texts = [passage.text for passage in passages for _ in passage.examples]
     examples = [example for passage in passages for example in passage.examples]
     answers = template.all_answer_ids(list(map(answer_text, examples))) if training else [[]] * len(examples)
-    questions, notes = _encode_questions(template, examples, max_tokens=max_length // 4)
+    questions, notes = _encode_questions(template, examples, max_question_tokens(max_length))
     longest_tail = max((len(question) + (len(answer) or max_new_tokens)
                         for question, answer in zip(questions, answers, strict=True)), default=0)
     room = max_length - len(template.instruction_ids) - longest_tail
@@ -83,6 +83,11 @@ def encode_passages(template: PromptTemplate, passages: Sequence[Passage], max_l
         notes.append(f"{num_long} of {len(pieces_by_text)} passages are too long for {max_length} tokens: read in pieces "
                      f"of at most {room} tokens that share {overlap}")
     return prompts, notes
+
+
+def max_question_tokens(max_length: int) -> int:
+    """The most tokens that a question may take, its labels and the cue included."""
+    return max_length // 4
 
 
 def passages_and_lengths(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:

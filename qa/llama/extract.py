@@ -28,33 +28,40 @@ from qa.llama.cache import KVCache, forward_tokens
 from qa.llama.candidates import ROOT
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
+from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, read, refusal_log_probs
+from qa.llama.rivals import Rivals
 from qa.llama.schedule import Search
 from qa.llama.search import Extraction
 
 
 @torch.inference_mode()
 def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answer_length: int, micro_tokens: int,
-            num_best: int = 1, max_expansions: float = math.inf) -> list[Extraction]:
+            num_best: int = 1, max_expansions: float = math.inf, memory: PassageMemory | None = None,
+            rivals: Rivals | None = None) -> list[Extraction]:
     """Find the most probable spans for every prompt, in order.
 
     Args:
         max_answer_length: tokens of a span at most, the end token included.
         micro_tokens: bounds the memory: tokens of a pass, padding included, logits, and (unless one row is longer) the cache.
         max_expansions: after this number of prefixes a search ends without proof, once it has found a span.
+        memory: of passages, which are then not read again (reading.py).
+        rivals: if all prompts ask the same question, and only its best answers over all passages are wanted (rivals.py).
     """
     # `chunk` rows of logits take no more memory than the hidden states of a micro-batch that is read.
     chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
     found: dict[Prompt, Extraction] = {}
-    for reading in read(model, template, prompts, micro_tokens):
+    for reading in read(model, template, prompts, micro_tokens, memory):
         refusals = refusal_log_probs(model, reading, template, chunk)
         pieces = {prompt.piece for prompt in reading.prompts}
         tries = {piece: make_trie_fast(template, piece.text, max_answer_length) for piece in pieces}
-        searches = [Search(prompt, tries[prompt.piece], num_best, max_expansions) for prompt in reading.prompts]
+        searches = [Search(prompt, tries[prompt.piece], num_best, max_expansions, refusal, rivals,
+                           rivals is not None and rivals.refuses(refusal))
+                    for prompt, refusal in zip(reading.prompts, refusals, strict=True)]
         _run_searches(model, reading, template, searches, micro_tokens, chunk)
-        for search, refusal in zip(searches, refusals, strict=True):
-            found[search.prompt] = search.result(refusal)
+        for search in searches:
+            found[search.prompt] = search.result()
     return [found[prompt] for prompt in prompts]
 
 

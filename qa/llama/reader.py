@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 
+from qa.asking import Asked
 from qa.data.squad import SquadData
 from qa.errors import UserError
 from qa.llama.candidates import describe_reachability
-from qa.llama.encode import Prompt, encode_passages
+from qa.llama.encode import Prompt, encode_passages, max_question_tokens
 from qa.llama.extract import extract
 from qa.llama.greedy import Generation, best_pieces, generate
 from qa.llama.grounding import ground
+from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
+from qa.llama.rivals import Rivals, log_odds
 from qa.llama.search import Extraction, describe_work, join_pieces
 from qa.llama.trace import trace_search
 from qa.prediction import Answered, Candidate, Prediction
@@ -32,13 +35,15 @@ from qa.training.precision import Precision
 
 
 @dataclass
-class LlamaReader:
+class LlamaReader(Asked):
     model: Any  # LlamaForCausalLM
     template: PromptTemplate
     settings: ReadSettings
     precision: Precision
     runtime: Runtime
     micro_tokens: int  # tokens read at a time
+    memory: PassageMemory | None = None  # of passages that were asked about, in exact decoding
+    rivals: Rivals | None = None  # one question to many passages, of which the best answers are wanted
 
     def with_each_prompt(self) -> dict[str, LlamaReader]:
         """The same model with the plain and with the engineered prompt; the keys are what a demo prints."""
@@ -54,7 +59,7 @@ class LlamaReader:
     @torch.inference_mode()
     def answer(self, data: SquadData) -> Answered:
         """Predict every question of `data`."""
-        settings, is_exact = self.settings, self.settings.decode == "exact"
+        settings, is_exact, work = self.settings, self.settings.decode == "exact", []
         template, prompts, notes = self._encode(data)
         notes += _scored_demonstrations(template, data)
         was_training = self.model.training
@@ -66,9 +71,19 @@ class LlamaReader:
         everything = [pair for part in gather_objects(mine, self.runtime) for pair in part]
         everything.sort(key=lambda pair: pair[0].prompt.example_index)
         if is_exact:
-            notes.append(describe_work([extraction for extraction, _ in everything]))
-            notes += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
-        return Answered([prediction for _, prediction in everything], notes, {"prompt": template.settings()})
+            work.append(describe_work([extraction for extraction, _ in everything]))
+            work += describe_reachability(template, data.examples, prompts, settings.max_answer_length)
+        return Answered([prediction for _, prediction in everything], notes, work, {"prompt": template.settings()})
+
+    def for_asking(self, num_best: int, decode: str, may_refuse: bool | None) -> LlamaReader:
+        is_v2 = self.settings.is_v2 if may_refuse is None else may_refuse
+        return replace(self, settings=replace(self.settings, num_best=num_best, decode=decode, is_v2=bool(is_v2)))
+
+    def for_finding(self, num_best: int) -> LlamaReader:
+        return replace(self, rivals=Rivals(num_best, self.settings.na_threshold or 0.0))
+
+    def count_question(self, question: str) -> tuple[int, int]:
+        return len(self.template.question_ids(question)), max_question_tokens(self.settings.max_length)
 
     @torch.inference_mode()
     def trace(self, data: SquadData, question_id: str) -> str:
@@ -98,8 +113,11 @@ class LlamaReader:
         if settings.decode == "greedy":
             generations = generate(self.model, template, prompts, settings.max_answer_length, self.micro_tokens)
             return best_pieces(generations, template.refusal)
+        if self.memory:
+            self.memory.begin(template.instruction_ids, [prompt.piece for prompt in prompts])
         return join_pieces(extract(self.model, template, prompts, settings.max_answer_length, self.micro_tokens,
-                                   settings.num_best, settings.max_expansions or math.inf))
+                                   settings.num_best, settings.max_expansions or math.inf, self.memory,
+                                   self.rivals))
 
 
 def _scored_demonstrations(template: PromptTemplate, data: SquadData) -> list[str]:
@@ -139,9 +157,3 @@ def _grounded(generation: Generation, refusal: str | None) -> Prediction:
 def _refusal_scores(log_prob: float | None) -> tuple[float | None, float | None, float | None]:
     """Of the refusal: the no-answer score, its log-odds; its log P; and its probability."""
     return (None, None, None) if log_prob is None else (log_odds(log_prob), log_prob, math.exp(log_prob))
-
-
-def log_odds(log_prob: float) -> float:
-    """log(p / (1 - p)). Of the refusal it is the no-answer score: above 0, refusing has a probability of more than a half."""
-    log_prob = min(log_prob, -1e-9)  # a sum of rounded terms may reach 0
-    return log_prob - math.log(-math.expm1(log_prob))

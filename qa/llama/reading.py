@@ -26,7 +26,8 @@ from torch import Tensor
 from qa.llama.attention import use_packed_attention
 from qa.llama.cache import GROWTH, KVCache, forward_tokens
 from qa.llama.encode import Prompt
-from qa.llama.packing import collate, micro_batches
+from qa.llama.memory import PassageMemory
+from qa.llama.packing import Row, collate, micro_batches
 from qa.llama.prompt import PromptTemplate
 from qa.training.precision import at_least_fp32
 
@@ -43,8 +44,12 @@ class Reading:
     hidden: Tensor  # [Q, H] that predict its answer's first token
 
 
-def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_tokens: int) -> Iterator[Reading]:
-    """Read all prompts in micro-batches of at most `micro_tokens` tokens, padding included. Call it in inference mode."""
+def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_tokens: int,
+         memory: PassageMemory | None = None) -> Iterator[Reading]:
+    """Read all prompts in micro-batches of at most `micro_tokens` tokens, padding included. Call it in inference mode.
+
+    With a `memory`, passages that it has are not read again, and it keeps the others.
+    """
     use_packed_attention(model)
     instruction_ids = template.instruction_ids
     instruction = KVCache(1, len(instruction_ids), model.device)  # of one row; every micro-batch copies it
@@ -56,10 +61,30 @@ def read(model, template: PromptTemplate, prompts: Sequence[Prompt], micro_token
         micro_batch = collate(rows, instruction_ids, instruction_is_cached=True).to(model.device)
         cache = instruction.select(torch.zeros(len(rows), dtype=torch.int64, device=model.device))
         cache.reserve(cache.length + max(row.num_tokens() for row in rows) + GROWTH)
-        token_rows, segments, positions = micro_batch.layout.rows, micro_batch.segments, micro_batch.positions  # [T]
-        hidden = _read_tokens(model, cache, micro_tokens, token_rows, micro_batch.input_ids, positions, segments)  # [T, H]
+        tokens = micro_batch.layout.rows, micro_batch.input_ids, micro_batch.positions, micro_batch.segments  # each [T]
         cues = micro_batch.predicting  # [Q]
+        if memory is not None:
+            _read_passages(model, cache, micro_tokens, memory, rows, tokens)
+            tokens = tuple(values[micro_batch.segments > 0] for values in tokens)
+            cues = cues - (micro_batch.segments == 0).cumsum(0)[cues]
+        hidden = _read_tokens(model, cache, micro_tokens, *tokens)  # [T, H]
+        token_rows, _, positions, segments = tokens
         yield Reading(micro_batch.prompts, cache, token_rows[cues], segments[cues], positions[cues] + 1, hidden[cues])
+
+
+def _read_passages(model, cache: KVCache, micro_tokens: int, memory: PassageMemory, rows: Sequence[Row],
+                   tokens: tuple[Tensor, ...]) -> None:
+    """Fill the cache with the rows' passages: from the memory, or by the model, which the memory keeps."""
+    begin, known = cache.length, [row.piece in memory for row in rows]
+    token_rows, *_, segments = tokens
+    new = (segments == 0) & ~torch.tensor(known, device=segments.device)[token_rows]  # [T]
+    if new.any():
+        _read_tokens(model, cache, micro_tokens, *(values[new] for values in tokens))
+    for number, row in enumerate(rows):
+        if known[number]:
+            memory.recall(row.piece, cache, number, begin)
+        else:
+            memory.keep(row.piece, cache, number, begin + (cache.segments[number, begin:] == 0).nonzero()[:, 0])
 
 
 def _read_tokens(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> Tensor:

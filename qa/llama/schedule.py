@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from qa.errors import not_finite
 from qa.llama.candidates import ROOT, Trie
 from qa.llama.encode import Prompt
+from qa.llama.rivals import Rivals
 from qa.llama.search import Extraction, Span
 
 WIDTH = 5  # prefixes of a question in its first passes
@@ -34,8 +35,10 @@ GUESS = math.log(0.5)  # of a continuation that has not been scored
 class Search:
     """The search for one question's best spans: which prefixes are open, and what has been found."""
 
-    def __init__(self, prompt: Prompt, trie: Trie, num_best: int, max_expansions: float):
+    def __init__(self, prompt: Prompt, trie: Trie, num_best: int, max_expansions: float, refusal_log_prob: float | None = None,
+                 rivals: Rivals | None = None, refuses: bool = False):
         self.prompt, self.trie, self.num_best, self.max_expansions = prompt, trie, num_best, max_expansions
+        self.refusal_log_prob, self.rivals, self.refuses = refusal_log_prob, rivals, refuses
         self.open: list[tuple[float, int]] = []  # heap of (-log P, node): scored, not expanded
         self.best: list[tuple[float, int]] = []  # heap of (log P, -node): the best complete spans
         self.bounds = {ROOT: 0.0}  # log P of each node that is or is being expanded
@@ -46,7 +49,10 @@ class Search:
     @property
     def needed(self) -> float:
         """A prefix matters only if its log P is above this."""
-        return self.best[0][0] if len(self.best) == self.num_best else -math.inf
+        needed = self.best[0][0] if len(self.best) == self.num_best else -math.inf
+        if self.rivals is None:
+            return needed
+        return max(needed, self.rivals.floor_of(self.refuses) + (self.refusal_log_prob or 0.0))
 
     @property
     def open_bound(self) -> float:
@@ -88,7 +94,10 @@ class Search:
         bound = self.bounds[node]
         self.num_expanded += node != ROOT
         if self.trie.spans[node] is not None:
-            heapq.heappush(self.best, (bound + min(end_log_prob, 0.0), -node))
+            log_prob = bound + min(end_log_prob, 0.0)
+            heapq.heappush(self.best, (log_prob, -node))
+            if self.rivals is not None:
+                self.rivals.add(self.prompt.example_index, log_prob - (self.refusal_log_prob or 0.0), self.refuses)
             if len(self.best) > self.num_best:
                 heapq.heappop(self.best)
         needed = self.needed
@@ -99,10 +108,10 @@ class Search:
             elif child_bound > needed:
                 heapq.heappush(self.open, (-child_bound, child))
 
-    def result(self, refusal_log_prob: float | None) -> Extraction:
+    def result(self) -> Extraction:
         piece, spans = self.prompt.piece, []
         for log_prob, negative in sorted(self.best, reverse=True):
             start, end = self.trie.spans[-negative]
             spans.append(Span(piece.text[start:end], piece.start_char + start, piece.start_char + end, log_prob))
         return Extraction(self.prompt, spans, self.num_best, self.open_bound, self.num_expanded, self.num_passes,
-                          self.num_positions, refusal_log_prob)
+                          self.num_positions, self.refusal_log_prob)

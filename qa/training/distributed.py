@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from qa.cpu.malloc import keep_freed_memory
+from qa.errors import UserError
 
 BUCKET_BYTES = 64 * 2**20  # a flat buffer of this size is as fast as a larger one, and costs less memory
 
@@ -29,6 +31,7 @@ class Runtime:
     rank: int
     num_ranks: int
     device: torch.device
+    began: float = field(default_factory=time.time, compare=False)  # the time of the start
 
     def __str__(self) -> str:
         return f"{self.num_ranks} × {self.device}"
@@ -42,6 +45,10 @@ def start(deterministic: bool = False) -> Runtime:
     """Join the process group that torchrun describes in the environment, if there is one; choose the device."""
     rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    num_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if num_tasks > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(f"srun started {num_tasks} tasks that know nothing of one another; expected one task for each machine: "
+                        "srun --ntasks-per-node=1 torchrun ... (or, if each is to work alone, WORLD_SIZE=1 in the environment)")
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -51,14 +58,16 @@ def start(deterministic: bool = False) -> Runtime:
         # to batch, so that would be gigabytes. oneDNN reads this variable at its first product.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         keep_freed_memory()
+        # The cores that this job may use: on a cluster fewer than the machine has. torchrun gives every process one thread.
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+        if num_ranks > 1 or torch.get_num_threads() > num_cores:
+            torch.set_num_threads(max(1, num_cores // num_local))
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if num_ranks > 1:
-        if device.type == "cpu":  # torchrun gives every process one thread: share the cores instead
-            num_local = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
         # An hour: rank 0 may write, or search, while the others wait for it.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=num_ranks,
                                 timeout=timedelta(hours=1), device_id=device if device.type == "cuda" else None)

@@ -1,14 +1,17 @@
 """Evaluation inside a run: on held-out articles while it trains, on the development data at its end.
 
 With held-out articles, the product has the weights that were best on them; without, the last weights. The no-answer
-threshold of v2.0 is chosen on them too: nothing is chosen on the data that is reported. Used by both train scripts.
+threshold of v2.0 and the temperature of the confidences are chosen on them too: nothing is chosen on the data that is
+reported. Used by both train scripts.
 """
 
 from __future__ import annotations
 
 from qa.data.squad import SquadData
 from qa.errors import Stopped
-from qa.evaluation.scoring import choose_threshold, score_predictions
+from qa.evaluation.calibration import calibrate
+from qa.evaluation.results import result_files, write_results
+from qa.evaluation.scoring import choose_temperature, choose_threshold, score_predictions
 from qa.evaluation.show import marked_passages, metrics_line
 from qa.options import TrainOptions
 from qa.prediction import Prediction, Reader
@@ -60,14 +63,15 @@ class Evaluator:
         state, data = self.state, self.held_out
         predictions = self.reader.answer(data).predictions
         threshold = choose_threshold(data, predictions) if data.is_v2 else None
-        metrics = self._report(f"step {state.step}", data, predictions, threshold)
+        chosen = {"na_threshold": threshold, "temperature": choose_temperature(data, predictions, threshold)}
+        metrics = self._report(f"step {state.step}", data, predictions, chosen)
         if state.best_f1 is None or metrics["f1"] > state.best_f1:
             state.best_f1, state.best_step = metrics["f1"], state.step
-            self.product.save(state.step, threshold, {f"held-out {key}": value for key, value in metrics.items()})
+            self.product.save(state.step, chosen, {f"held-out {key}": value for key, value in metrics.items()})
 
     def finish(self) -> None:
         """Leave the product, score it on the dev data, and say how to evaluate it."""
-        state, step, threshold, metrics = self.state, self.state.step, None, {}
+        state, step, chosen, metrics = self.state, self.state.step, {}, {}
         if state.skipped > state.updates:  # fp16 only
             self.log.close()
             raise Stopped(f"{state.skipped} of {state.step} updates were skipped because gradients overflowed, so there is no "
@@ -75,27 +79,40 @@ class Evaluator:
         if self.held_out is not None and state.best_f1 is None:  # a run shorter than --eval-every
             self.choose()
         if state.best_f1 is None:
-            self.product.save(step, None, {})
+            self.product.save(step, {}, {})
         else:
-            step, threshold = self.product.restore()
+            step, chosen = self.product.restore()
             metrics["held-out f1"] = state.best_f1
         if self.dev_data is not None:
-            metrics |= self.score_dev("after training", threshold=threshold, show=3 if self.options.demo else 0)
-            self.product.save(step, threshold, metrics)  # again, with the scores in its model card
-        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt "
-                     f"{self.product.folder.parent} --data {self.options.dev_data or 'DATA'}")
+            metrics |= self.score_dev("after training", chosen=chosen, show=3 if self.options.demo else 0, product_step=step)
+            self.product.save(step, chosen, metrics)  # again, with the scores in its model card
+        run = self.product.folder.parent
+        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt {run} --data "
+                     f"{self.options.dev_data or 'DATA'}\nor ask it about a text of yours:\n  python -m qa.ask --ckpt {run} "
+                     'FILE.md "QUESTION?"')
 
-    def score_dev(self, when: str, reader: Reader | None = None, threshold: float | None = None,
-                  show: int = 0) -> dict[str, float]:
-        """Score the dev data and print the figures, then `show` questions with the answers marked in their passages."""
-        predictions = (reader or self.reader).answer(self.dev_data).predictions
-        metrics = self._report(when, self.dev_data, predictions, threshold)
+    def score_dev(self, when: str, reader: Reader | None = None, chosen: dict[str, float | None] | None = None,
+                  show: int = 0, product_step: int | None = None) -> dict[str, float]:
+        """Score the dev data and print the figures, then `show` questions with the answers marked in their passages.
+
+        product_step: of the product's weights. If it is given, the run's folder evaluation/ gets the files of an evaluation.
+        """
+        data, chosen, answered = self.dev_data, chosen or {}, (reader or self.reader).answer(self.dev_data)
+        metrics = self._report(when, data, answered.predictions, chosen)
+        threshold = (chosen.get("na_threshold") or 0.0) if data.is_v2 else None
+        if product_step is not None and self.log.is_main:
+            predictions, run = calibrate(answered.predictions, threshold, chosen.get("temperature")), self.product.folder.parent
+            conditions = {"ckpt": str(run), "data": data.source, "questions": len(data.examples), "step": product_step,
+                          **answered.conditions, **chosen, "na_threshold": threshold}
+            write_results(run / "evaluation", {**result_files(data, predictions, threshold), "metrics.json": metrics,
+                                               "conditions.json": conditions})
         if show:
-            self.log.say(marked_passages(self.dev_data, predictions, show))
+            self.log.say(marked_passages(data, answered.predictions, show, threshold))
         return metrics
 
-    def _report(self, when: str, data: SquadData, predictions: list[Prediction], threshold: float | None) -> dict[str, float]:
-        metrics = score_predictions(data, predictions, threshold)
-        self.log.write("evaluation", when=when, step=self.state.step, data=data.source, na_threshold=threshold, **metrics)
+    def _report(self, when: str, data: SquadData, predictions: list[Prediction],
+                chosen: dict[str, float | None]) -> dict[str, float]:
+        metrics = score_predictions(data, predictions, chosen.get("na_threshold"), chosen.get("temperature"))
+        self.log.write("evaluation", when=when, step=self.state.step, data=data.source, **chosen, **metrics)
         self.log.say(f"{when}, {data.source}: {metrics_line(metrics)}")
         return metrics

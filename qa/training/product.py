@@ -42,20 +42,23 @@ class Product:
     folder: Path
     write: Callable[[Path], None]  # weights and tokenizer, into a folder that exists
     read: Callable[[Path], None]  # the weights, back into the model
-    card: Callable[[int, float | None, dict[str, Any]], str]  # (step, threshold, scores) -> text of README.md
+    card: Callable[[int, dict[str, Any], dict[str, Any]], str]  # (step, chosen, scores) -> text of README.md
     settings: ReadSettings
     runtime: Runtime
 
-    def save(self, step: int, na_threshold: float | None, metrics: dict[str, Any]) -> None:
-        """Write the product of `step`. All ranks call this; rank 0 writes."""
+    def save(self, step: int, chosen: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Write the product of `step`. All ranks call this; rank 0 writes.
+
+        chosen: {"na_threshold": ..., "temperature": ...}, what held-out articles decided; {} without any.
+        """
         if self.runtime.is_main:
             temporary = self.folder.with_name(f".{self.folder.name}.tmp")
             with writing(self.folder):
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
                 self.write(temporary)
-                write_json(temporary / FILE, {**asdict(self.settings), "na_threshold": na_threshold, "step": step})
-                (temporary / "README.md").write_text(self.card(step, na_threshold, metrics), encoding="utf-8", errors="replace")
+                write_json(temporary / FILE, {**asdict(self.settings), **chosen, "step": step})
+                (temporary / "README.md").write_text(self.card(step, chosen, metrics), encoding="utf-8", errors="replace")
                 seal(temporary, step, run=self._run())
                 replace_folder(temporary, self.folder)
         barrier(self.runtime)
@@ -85,8 +88,8 @@ class Product:
         """The run's identity, written into the manifest."""
         return file_sha256(self.folder.with_name("options.json"))
 
-    def restore(self) -> tuple[int, float | None]:
-        """Load the saved weights back; returns their step and no-answer threshold."""
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Load the saved weights back; returns their step and what was chosen for them."""
         self.read(self.folder)
         settings = read_settings(self.folder)
-        return settings["step"], settings["na_threshold"]
+        return settings["step"], {name: settings.get(name) for name in ("na_threshold", "temperature")}

@@ -1,10 +1,13 @@
 """The folder of a run: named, opened or resumed.
 
     runs/x/options.json     the options, versions and examples of the run: a resume must have the same
+    runs/x/train_questions.json   the ids of the questions that it learns from
+    runs/x/environment.json the command and the commit of each process that worked on it
     runs/x/log.jsonl        one line per event (log.py)
     runs/x/step-000120/     checkpoints, and `last` (checkpoint.py)
     runs/x/model/           the product (product.py)
-    runs/x/finished.json    written at the end
+    runs/x/evaluation/      the development data, scored at the end (evaluation/results.py)
+    runs/x/finished.json    written at the end, with the seconds that all its processes took
 
 Used by both train scripts.
 """
@@ -21,6 +24,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import transformers
 
 from qa.data.squad import Passage
 from qa.errors import UserError
+from qa.evaluation.results import environment
 from qa.files import check_out, write_json
 from qa.options import TrainOptions, differences
 from qa.schema import TEXT, one_of, optional, read_object
@@ -51,6 +56,9 @@ def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
     Raises:
         UserError: --out already holds a run and --resume was not given; or --resume finds no run, another run or a damaged one.
     """
+    if options.resume == "auto":  # rank 0 decides
+        begun = gather_objects((Path(options.out) / "options.json").exists(), runtime)[0]
+        options = replace(options, resume="yes" if begun else None)
     if options.out is None:
         out = _newest_unfinished(options.kind) if options.resume else _new_folder(options)
         out = gather_objects(out, runtime)[0]  # rank 0 decides
@@ -135,11 +143,12 @@ def lock_run(folder: Path, runtime: Runtime) -> None:
         raise UserError(f"--out {folder}: another process is training in it; wait for its end, or choose another --out")
 
 
-def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data_sha256: str) -> tuple[Path, Checkpoint | None]:
+def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data_sha256: str,
+             question_ids: list[str]) -> tuple[Path, Checkpoint | None]:
     """Create the run's folder; with --resume, load its last checkpoint instead.
 
-    options: as `find_run` returned them. data_sha256: what `fingerprint` returned. Returns the folder, and the checkpoint to go
-    on from (None: start at step 0).
+    options: as `find_run` returned them. data_sha256: what `fingerprint` returned. question_ids: those that the run learns
+    from. Returns the folder, and the checkpoint to go on from (None: start at step 0).
 
     Raises:
         UserError: the run was begun with other examples, or no checkpoint is whole.
@@ -161,16 +170,40 @@ def open_run(options: TrainOptions, runtime: Runtime, precision: Precision, data
         lock_run(folder, runtime)
     if runtime.is_main and not options.resume:
         print(f"the run is in {folder}")
+        write_json(folder / "train_questions.json", question_ids)
         write_json(folder / "options.json", {
             **asdict(options), "kind": options.kind, "examples": data_sha256, "resolved_precision": precision.name,
             "precision_reason": precision.reason, "threads": torch.get_num_threads(), "versions": versions()})
+    if runtime.is_main:
+        processes = _read_list(folder / "environment.json") if options.resume else []
+        write_json(folder / "environment.json", [*processes, environment(runtime.began)])
     return folder, checkpoint
 
 
 def finish_run(folder: Path, state: TrainState, runtime: Runtime) -> None:
     """Mark the run as finished, so that `--resume` without --out does not choose it."""
     if runtime.is_main:
-        write_json(folder / "finished.json", {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        write_json(folder / "finished.json", {"step": state.step, "time": now, "seconds": _wall_seconds(folder, now)})
+
+
+def _wall_seconds(folder: Path, now: str) -> float:
+    """Of all processes of the run together, each from its beginning to its last line in log.jsonl."""
+    begins = [process["began"] for process in _read_list(folder / "environment.json")]
+    log = (folder / "log.jsonl").read_text(encoding="utf-8") if (folder / "log.jsonl").exists() else ""
+    times = re.findall(r'"time": "([\d:T-]+)"', log)
+    ends = [max((time for time in times if begin <= time <= after), default=begin)
+            for begin, after in itertools.pairwise(begins)] + [now]
+    return sum((datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+               for begin, end in zip(begins, ends, strict=False))
+
+
+def _read_list(path: Path) -> list:
+    """A list from a file of ours; [] if it is missing or damaged, as in a run of an older version."""
+    try:
+        return list(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def versions() -> dict[str, str]:

@@ -29,18 +29,19 @@ class TrainState:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM request a stop. All ranks stop together, after the step that they are in (see `agree`)."""
+    """Ctrl-C, SIGTERM and SIGUSR1 (SLURM's warning) request a stop, of all ranks together, after their step (see `agree`)."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         """stop_after: number of steps of this process after which it stops without a signal."""
         self.requested, self.steps_left = False, stop_after or math.inf
-        signal.signal(signal.SIGINT, self._request)
-        signal.signal(signal.SIGTERM, self._request)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._request)
 
     def release(self) -> None:
         """Called after the last step: its checkpoint is written, so from now on a signal ends the process at once."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
     def _request(self, number: int, frame: Any) -> None:
         self.requested = True

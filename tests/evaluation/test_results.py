@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import re
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ import pytest
 from qa.data.squad import SquadData, parse_squad
 from qa.errors import UserError
 from qa.evaluation.predictions_file import load_na_probs, load_predictions
-from qa.evaluation.results import default_folder, identity, result_files, write_results
+from qa.evaluation.results import default_folder, environment, identity, result_files, write_results
 from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import marked_passages, metrics_line, table
 from qa.files import json_bytes, write_json
@@ -47,7 +51,8 @@ def make_predictions(is_v2: bool) -> list[Prediction]:
 
 
 def write(folder: Path, metrics: dict, conditions: dict, predictions: list[Prediction], threshold: float | None = None) -> None:
-    write_results(folder, {**result_files(predictions, threshold), "metrics.json": metrics, "conditions.json": conditions})
+    files = result_files(make_data(threshold is not None), predictions, threshold)
+    write_results(folder, {**files, "metrics.json": metrics, "conditions.json": conditions})
 
 
 def read(path: Path):
@@ -57,11 +62,12 @@ def read(path: Path):
 def test_v1_files_hold_the_predictions(tmp_path):
     data, predictions = make_data(False), make_predictions(False)
     metrics, conditions = score_predictions(data, predictions, None), {"ckpt": "runs/x", "seed": 0}
-    assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3}
+    assert metrics == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(100 * (2 + 2 / 3) / 3), "total": 3,
+                       "ece": pytest.approx(2 / 3 - 0.5), "coverage_area": pytest.approx(100 * (1 + 1 + 2 / 3) / 3)}
     folder = tmp_path / "new" / "folder"
     write(folder, metrics, conditions, predictions)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "conditions.json", "metrics.json", "nbest.json", "predictions.json"]
+        "conditions.json", "metrics.json", "nbest.json", "per_question.json", "predictions.json"]
     assert read(folder / "metrics.json") == metrics and read(folder / "conditions.json") == conditions
     assert read(folder / "predictions.json") == {"a": "cat", "b": "1846", "c": "on the mat"}
     nbest = read(folder / "nbest.json")
@@ -87,6 +93,40 @@ def test_v2_files_apply_the_threshold_and_keep_the_scores(threshold, refused, tm
         key: metrics[key] for key in ("exact", "f1", "HasAns_exact", "NoAns_f1", "total")}
 
 
+@pytest.mark.parametrize("threshold", [None, 0.0, -1.0, 1.5])
+def test_per_question_figures_have_the_official_ones_as_their_means(threshold, tmp_path):
+    """Refusals included, and the confidence is that of the answer that is given: 0.25 of no answer, 0.5 of a span."""
+    is_v2 = threshold is not None
+    data, predictions = make_data(is_v2), make_predictions(is_v2)
+    metrics = score_predictions(data, predictions, threshold)
+    write(tmp_path, metrics, {}, predictions, threshold)
+    questions = read(tmp_path / "per_question.json")
+    assert list(questions) == [example.id for example in data.examples] and questions["a"] == {
+        "title": "t", "exact": 1.0, "f1": 1.0, "prediction": "cat", "confidence": 0.5,
+        "no_answer_score": -3.0 if is_v2 else None}
+    for key, name in (("exact", "exact" if is_v2 else "exact_match"), ("f1", "f1")):
+        assert sum(entry[key] for entry in questions.values()) * 100 / len(questions) == pytest.approx(metrics[name], abs=1e-12)
+    answers = read(tmp_path / "predictions.json")
+    assert {name: (entry["prediction"], entry["confidence"]) for name, entry in questions.items()} == {
+        name: (text, 0.5 if text else 0.25) for name, text in answers.items()}
+    assert load_predictions(tmp_path / "per_question.json", data) == answers
+
+
+def test_data_without_answers_have_no_figures_of_questions():
+    data = dataclasses.replace(make_data(False), has_answers=False)
+    assert result_files(data, make_predictions(False), None)["per_question.json"] == {}
+
+
+def test_environment_says_how_the_files_came_to_be(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--data", "my file.json"])
+    record = environment(time.time() - 7)
+    assert (record["script"], record["command"]) == ("evaluate.py", "evaluate.py --data 'my file.json'")
+    assert 7 <= record["seconds"] < 67 and time.strptime(record["began"], "%Y-%m-%dT%H:%M:%S")
+    assert record["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", record["commit"])
+    monkeypatch.setenv("PATH", "")  # no git
+    assert environment(time.time())["commit"] is None
+
+
 def test_nbest_has_no_answer_at_its_place_among_the_spans(tmp_path):
     write(tmp_path, {}, {}, make_predictions(True), 0.0)
     nbest = read(tmp_path / "nbest.json")
@@ -110,9 +150,10 @@ def test_a_set_of_results_is_replaced_whole_and_other_files_stay(tmp_path):
     """Also where a file of predictions is scored over a model's evaluation: its answers take the place of the old ones."""
     (tmp_path / "thesis.txt").write_text("mine")
     write(tmp_path, {"f1": 50.0}, {"ckpt": "x"}, make_predictions(True), 0.0)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
     write(tmp_path, {}, {"ckpt": "y"}, make_predictions(False))
-    assert {path.name for path in tmp_path.iterdir()} == {"conditions.json", "nbest.json", "predictions.json", "thesis.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "conditions.json", "nbest.json", "per_question.json", "predictions.json", "thesis.txt"}
     write_results(tmp_path, {"metrics.json": {"f1": 1.0}, "predictions.json": {"a": "sat"}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.json", "thesis.txt"]
     assert read(tmp_path / "predictions.json") == {"a": "sat"}
@@ -225,15 +266,15 @@ def test_marked_passages_mark_the_predicted_span_and_show_the_gold(monkeypatch):
     data = make_data(True)
     predictions = make_predictions(True)
     predictions[3] = Prediction("d", "", [])
-    text = marked_passages(data, predictions, 4)
+    text = marked_passages(data, predictions, 4, None)
     assert "The [[cat]] sat on the mat in 1846." in text and "The cat sat [[on the mat]] in 1846." in text
     assert "Q: question d?" in text and "answer: (no answer)    gold: (no answer)" in text
     assert "answer: on the mat    gold: mat" in text
     for count in (1, 2, 3, 10):
-        shown = marked_passages(data, predictions, count)
+        shown = marked_passages(data, predictions, count, None)
         assert shown.count("Q: question") == min(count, 4)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1)
+    assert "\033[1;32mcat\033[0m" in marked_passages(data, predictions, 1, None)
 
 
 def test_files_are_the_bytes_that_json_gives(tmp_path):
@@ -242,7 +283,9 @@ def test_files_are_the_bytes_that_json_gives(tmp_path):
     spans = [Candidate(text, 0, len(text), 1e-300 * 7**number, 0.1 * number) for number, text in enumerate(texts)]
     predictions = [Prediction(text, text, spans[:number], None if number < 3 else 0.5, -1.5, 2e-7)
                    for number, text in enumerate(texts)]
-    files = {**result_files(predictions, 0.0), "metrics.json": {"f1": 1.0},
+    qas = [{"id": text, "question": "q?", "answers": [{"text": "cat", "answer_start": 4}]} for text in texts]
+    data = parse_squad({"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": qas}]}]}, "data")
+    files = {**result_files(data, predictions, 0.0), "metrics.json": {"f1": 1.0},
              "conditions.json": {"notes": ["a"], "p": {"q": [{}]}}}
     write_results(tmp_path, files)
     for name in ("predictions.json", "nbest.json", "null_odds.json", "metrics.json", "conditions.json"):

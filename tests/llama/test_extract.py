@@ -21,7 +21,7 @@ from qa.llama.extract import extract
 from qa.llama.greedy import generate
 from qa.llama.model import load_llama
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reader import log_odds
+from qa.llama.rivals import log_odds
 from qa.llama.search import best_first, join_pieces
 from qa.llama.trace import prefix_log_probs, trace_search
 from qa.weights import locate

@@ -28,7 +28,7 @@ def reader(model, template, **more) -> LlamaReader:
 
 def predict(model, tokenizer, data, **more):
     answered = reader(model, PromptTemplate(tokenizer, "plain", data.is_v2), **more).answer(data)
-    return answered.predictions, answered.notes
+    return answered.predictions, [*answered.notes, *answered.work]
 
 
 @pytest.fixture(params=["byte_level", "sentencepiece"])
@@ -56,8 +56,8 @@ def test_exact_answers_are_spans_of_the_passage(tiny_llama, tokenizer, small_squ
     assert any(note.startswith("exact search") and "all proven" in note for note in notes)
     assert any(note.startswith("ceiling of exact decoding") for note in notes)
     metrics = score_predictions(data, predictions, None)
-    assert set(metrics) == {"exact_match", "f1", "total"}
-    nbest = result_files(predictions, None)["nbest.json"]
+    assert set(metrics) == {"exact_match", "f1", "total", "ece", "coverage_area"}
+    nbest = result_files(data, predictions, None)["nbest.json"]
     assert [len(entries) for entries in nbest.values()] == [3] * len(predictions)
 
 
@@ -68,7 +68,7 @@ def test_no_answer_score_is_the_log_odds_of_the_refusal(tiny_llama, tokenizer, s
     for prediction in predictions:
         p = prediction.null_confidence
         assert 0 < p < 1 and prediction.no_answer_score == pytest.approx(math.log(p) - math.log1p(-p), abs=1e-5)
-    for entries in result_files(predictions, 0.0)["nbest.json"].values():
+    for entries in result_files(data, predictions, 0.0)["nbest.json"].values():
         (refusal,) = [entry for entry in entries if entry["start_char"] is None]
         assert refusal["score"] == pytest.approx(math.log(refusal["confidence"]))
         assert entries == sorted(entries, key=lambda entry: -entry["score"])
@@ -77,7 +77,7 @@ def test_no_answer_score_is_the_log_odds_of_the_refusal(tiny_llama, tokenizer, s
 def test_greedy_answers_leave_what_was_written(tiny_llama, tokenizer, small_squad):
     data = few(small_squad)
     predictions, _ = predict(tiny_llama, tokenizer, data)
-    generated = result_files(predictions, None)["generated.json"]
+    generated = result_files(data, predictions, None)["generated.json"]
     assert generated == {p.id: {"text": p.raw_text, "grounding": p.grounding} for p in predictions}
 
 

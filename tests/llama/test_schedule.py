@@ -55,7 +55,7 @@ def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int
         search.num_passes += 1
         search.num_positions += len(fed)
     assert len(set(expanded)) == len(expanded) == search.num_expanded + 1
-    return search.result(None)
+    return search.result()
 
 
 def test_a_search_of_three_candidates():

@@ -110,6 +110,11 @@ class Scripts:
         self.before = ""  # code that every run executes first
         self.runs: dict[tuple, Run] = {}
 
+    def without(self, flag: str) -> Scripts:
+        """The same script without a flag of the recipe."""
+        place = self.recipe.index(flag)
+        return Scripts(self.server, self.script, self.recipe[:place] + self.recipe[place + 2:])
+
     def finish(self, job: Job, status: int) -> Ended:
         ended = job.wait()
         assert ended.status == status, "".join((folder / "stderr").read_text()[-2000:] for folder in job.folders)

@@ -167,6 +167,26 @@ def test_flags_of_evaluate(error_of, tiny_bert_folder, data_file, tmp_path):
         assert error_of(evaluate, *data, "--ckpt", tiny_bert_folder, *flags).startswith(flags[0])
 
 
+def test_against_what_is_no_evaluation(error_of, data_file, tmp_path):
+    """Said before a model is looked for."""
+    question_id = json.loads(data_file.read_text())["data"][0]["paragraphs"][0]["qas"][0]["id"]
+    (tmp_path / "empty").mkdir()
+    bad = {"text.json": "EM 5", "list.json": "[]", "other.json": '{"no such id": "x"}',
+           "numbers.json": json.dumps({question_id: 1}), "half.json": json.dumps({question_id: {"exact": 1.0}}),
+           "both.json": json.dumps({question_id: {"prediction": ["x"]}})}
+    for name, content in bad.items():
+        (tmp_path / name).write_text(content)
+    for name in (*bad, "none", "none.json", "empty"):
+        line = error_of(evaluate, "--ckpt", "no-such-model", "--data", data_file, "--against", tmp_path / name)
+        assert line.startswith(f"{tmp_path / name}: ") and "expected" in line or "made for other data" in line, line
+    document = json.loads(data_file.read_text())
+    for qa in (qa for article in document["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]):
+        qa["answers"] = []
+    (tmp_path / "questions.json").write_text(json.dumps(document))
+    assert error_of(evaluate, "--ckpt", "no-such-model", "--data", tmp_path / "questions.json", "--against",
+                    tmp_path / "half.json").startswith("--against: ")
+
+
 def test_predictions_of_v2_for_data_of_v1(error_of, data_file, data_v2_file, tmp_path):
     qas = [qa for article in json.loads(data_v2_file.read_text())["data"] for paragraph in article["paragraphs"]
            for qa in paragraph["qas"]]
@@ -188,7 +208,7 @@ def test_predictions_of_v2_for_data_of_v1(error_of, data_file, data_v2_file, tmp
 def run_folder(scripts, tmp_path_factory) -> Path:
     """A run that was stopped after two steps."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    scripts.train(folder, *SMALL, "--stop-after", "2", status=1)
+    scripts.train(folder, *SMALL, "--stop-after", "2")
     return folder
 
 

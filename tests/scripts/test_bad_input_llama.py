@@ -97,7 +97,7 @@ def test_resume_of_another_run(run_folder, llama_scripts):
 def test_resume_with_another_base(llama_scripts, tiny_llama_folder, tmp_path):
     """The folder is the same, its weights are not."""
     base = shutil.copytree(tiny_llama_folder, tmp_path / "base")
-    llama_scripts.train(tmp_path / "run", "--model", str(base), "--stop-after", "1", status=1)
+    llama_scripts.train(tmp_path / "run", "--model", str(base), "--stop-after", "1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         LlamaForCausalLM(LlamaConfig.from_pretrained(base)).save_pretrained(base)

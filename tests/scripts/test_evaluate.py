@@ -14,9 +14,11 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfi
 from qa.data.squad import load_squad
 
 FP32 = ("--precision", "fp32")
-FILES = {"metrics.json", "predictions.json", "nbest.json", "conditions.json"}
-V1_KEYS = {"exact_match", "f1", "total"}
-V2_KEYS = {"exact", "f1", "total", *(f"{half}_{name}" for half in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
+FILES = {"metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json", "environment.json"}
+CONFIDENCE_KEYS = {"ece", "coverage_area"}
+V1_KEYS = {"exact_match", "f1", "total", *CONFIDENCE_KEYS}
+V2_KEYS = {*CONFIDENCE_KEYS, "exact", "f1", "total",
+           *(f"{half}_{name}" for half in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
            "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"}
 
 
@@ -105,9 +107,9 @@ def test_two_ranks_write_the_same_files_as_one(run_folder, data_file, scripts, t
     scripts.evaluate(*command, "--out", str(tmp_path / "1"))
     ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), ranks=2)
     assert names(tmp_path / "1") == names(tmp_path / "2") == FILES
-    for name in FILES:
+    for name in FILES - {"environment.json"}:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert ended.out.count("F1") == 1 and ended.out_of_others == ""
+    assert ended.out.count("EM ") == 3 and ended.out.count("written to") == 1 and ended.out_of_others == ""
 
 
 @pytest.mark.parametrize("decode", ["greedy", "exact"])
@@ -171,8 +173,12 @@ def test_file_without_answers_is_predicted_and_not_scored(run_folder, data_file,
     (tmp_path / "questions.json").write_text(json.dumps(document))
     out = tmp_path / "out"
     ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(tmp_path / "questions.json"), "--out", str(out))
-    assert "predicted only" in ended.out and names(out) == FILES - {"metrics.json"}
-    assert len(read(out, "predictions")) == 41 and all(read(out, "predictions").values())
+    assert "no scores. The first 5 of 41:" in ended.out and names(out) == FILES - {"metrics.json", "per_question.json"}
+    predictions = read(out, "predictions")
+    assert len(predictions) == 41 and all(predictions.values())
+    first = [qa for passage in document["data"][0]["paragraphs"] for qa in passage["qas"]][0]
+    assert f"Q: {first['question']}" in ended.out and f"answer: {predictions[first['id']]}\n" in ended.out
+    assert "gold" not in ended.out and ended.out.count("  Q: ") == ended.out.count("[[") == 5
 
 
 def test_sample_is_of_whole_passages_and_says_so(run_folder, data_file, scripts, tmp_path):
@@ -192,7 +198,10 @@ def test_predictions_of_evaluate_score_as_the_model_did(run_folder, data_file, d
         scripts.evaluate("--predictions", str(folder / "predictions.json"), "--data", str(data), "--out", str(folder / "again"))
         again = read(folder / "again", "metrics")
         assert again == {name: read(folder, "metrics")[name] for name in again} and "f1" in again
-        assert names(folder / "again") == {"metrics.json", "predictions.json", "conditions.json"}
+        assert names(folder / "again") == FILES - {"nbest.json"}
+        questions, first = (read(place, "per_question") for place in (folder / "again", folder))
+        unknown = {"confidence": None, "no_answer_score": None}
+        assert questions == {name: entry | unknown for name, entry in first.items()}
 
 
 def test_missing_predictions_count_as_wrong_and_are_warned_about(data_file, scripts, tmp_path):
@@ -202,6 +211,26 @@ def test_missing_predictions_count_as_wrong_and_are_warned_about(data_file, scri
                              "--out", str(tmp_path / "out"))
     assert read(tmp_path / "out", "metrics") == pytest.approx({"exact_match": 2100 / 41, "f1": 2100 / 41, "total": 41})
     assert "20 questions without a prediction" in ended.err
+
+
+def test_against_tells_the_difference_from_each_kind_of_evaluation(run_folder, data_file, scripts, tmp_path):
+    """A run that answers like itself does not differ; half the gold answers are better, and the official figures say by how
+    much."""
+    command = ["--ckpt", str(run_folder), "--data", str(data_file), *FP32]
+    scripts.evaluate(*command, "--out", str(tmp_path / "1"))
+    for name in ("", "predictions.json", "per_question.json"):
+        ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(tmp_path / "1" / name))
+        assert "\n  EM +0.00 [+0.00, +0.00], p 1;" in ended.out and "0 questions better, 0 worse\n" in ended.out
+    examples = load_squad(str(data_file)).examples
+    gold = tmp_path / "gold.json"
+    gold.write_text(json.dumps({example.id: example.gold_texts[0] for example in examples[::2]}))
+    ended = scripts.evaluate("--predictions", str(gold), "--data", str(data_file), "--against", str(tmp_path / "1"))
+    metrics = read(tmp_path / "1", "metrics")
+    assert "(7 articles, fewer than 10" in ended.out and f"this minus {tmp_path / '1'}, " in ended.out
+    assert f"\n  EM {2100 / 41 - metrics['exact_match']:+.2f} [" in ended.out
+    assert f"\n  F1 {2100 / 41 - metrics['f1']:+.2f} [" in ended.out
+    ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(gold))
+    assert "lacks 20 questions of the data" in ended.err and f"\n  EM {metrics['exact_match'] - 2100 / 41:+.2f} [" in ended.out
 
 
 @pytest.mark.squad
@@ -238,10 +267,11 @@ def test_without_answers_in_the_data_the_model_decides_on_no_answer(version, dat
     data.write_text(json.dumps({**version, "data": document["data"]}))
     scripts.train(tmp_path / "v2", "--train-data", str(data_v2_file), "--epochs", "1", "--held-out", "0.2")
     for threshold, refused in (("-1000", 41), ("1000", 0)):
-        scripts.evaluate("--ckpt", str(tmp_path / "v2"), "--data", str(data), "--na-threshold", threshold, "--out",
-                         str(tmp_path / threshold))
+        ended = scripts.evaluate("--ckpt", str(tmp_path / "v2"), "--data", str(data), "--na-threshold", threshold, "--out",
+                                 str(tmp_path / threshold))
         predictions = read(tmp_path / threshold, "predictions")
         assert sum(text == "" for text in predictions.values()) == refused and len(predictions) == 41
+        assert ended.out.count("answer: (no answer)") == min(refused, 5)
     ended = scripts.evaluate("--ckpt", str(run_folder), "--data", str(data), "--na-threshold", "-1000", "--out",
                              str(tmp_path / "v1"))
     assert "" not in read(tmp_path / "v1", "predictions").values()

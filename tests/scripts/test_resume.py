@@ -28,10 +28,38 @@ def whole(scripts):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resumed_run_equals_uninterrupted_run(ranks, whole, scripts, read_run, tmp_path):
     """20 steps against 10 and 10; an epoch has 4."""
-    ended = scripts.train(tmp_path / "run", "--stop-after", "10", ranks=ranks, status=1)
+    ended = scripts.train(tmp_path / "run", "--stop-after", "10", ranks=ranks)
     assert ended.last_line == "stopped after step 10 of 20; go on with the same command and --resume"
     scripts.train(tmp_path / "run", "--resume", ranks=ranks)
     read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resume_auto_starts_goes_on_and_leaves_a_finished_run(ranks, whole, scripts, read_run, tmp_path):
+    """The same command each time, as in a cluster's job array."""
+    for words in ("the run is in", "resumed from step 12", "already finished"):
+        ended = scripts.train(tmp_path / "run", "--resume", "auto", "--stop-after", "12", ranks=ranks)
+        assert words in ended.out and ended.err.count("stopped after step 12 of 20") == (words == "the run is in")
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks))
+
+
+def test_max_steps_of_five_epochs_are_five_epochs(whole, scripts, read_run, tmp_path):
+    scripts.without("--epochs").train(tmp_path / "run", "--max-steps", "20")
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1))
+
+
+def test_max_steps_end_and_resume_within_an_epoch(scripts, read_run, tmp_path):
+    """Ten steps of 3 an epoch; the schedule ends with them, and so does the choice on held-out articles."""
+    run, other = read_run(tmp_path / "run"), read_run(tmp_path / "other")
+    flags = ["--max-steps", "10", "--held-out", "0.2"]
+    scripts.without("--epochs").train(run.folder, *flags)
+    rates = [1e-3 * min(step, (11 - step) / 9) for step in range(1, 11)]  # one of ten steps rises
+    assert [line["lr"] for line in run.events("step")] == pytest.approx(rates)
+    assert [line["step"] for line in run.events("evaluation")] == [3, 6, 9, 10] and run.steps() == [9, 10]
+    assert "10 steps, batch 13" in (run.folder / "model" / "README.md").read_text()
+    scripts.without("--epochs").train(other.folder, *flags, "--stop-after", "8")
+    scripts.without("--epochs").train(other.folder, *flags, "--resume")
+    other.assert_equal_to_the_bit(run)
 
 
 def test_dropout_differs_from_rank_to_rank(whole):
@@ -42,8 +70,8 @@ def test_dropout_differs_from_rank_to_rank(whole):
 def test_resumed_on_other_ranks_every_step_has_the_same_examples(whole, scripts, read_run, tmp_path):
     """Without dropout, in double precision, equal losses and weights leave no room for other examples."""
     exact = ("--precision", "fp64", "--dropout", "0")
-    scripts.train(tmp_path / "run", *exact, "--stop-after", "7", status=1)
-    scripts.train(tmp_path / "run", *exact, "--stop-after", "6", "--resume", ranks=3, status=1)
+    scripts.train(tmp_path / "run", *exact, "--stop-after", "7")
+    scripts.train(tmp_path / "run", *exact, "--stop-after", "6", "--resume", ranks=3)
     scripts.train(tmp_path / "run", *exact, "--resume", ranks=2)
     run, reference = read_run(tmp_path / "run"), whole(1, *exact)
     assert run.losses() == pytest.approx(reference.losses(), abs=1e-9, rel=0)
@@ -66,7 +94,7 @@ def assert_stopped_early(text: str, run) -> None:
     assert int(stopped[1]) == run.steps()[-1] == max(run.losses()) < 100
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_leaves_a_checkpoint_that_resumes(number, whole, scripts, read_run, tmp_path):
     job = scripts.start(tmp_path / "run", *LONG)
     read_run(tmp_path / "run").wait_for_step(3)
@@ -137,7 +165,7 @@ def best_at_4(scripts):
 def test_killed_while_a_better_product_takes_the_place_of_the_old_one(best_at_4, read_run, tmp_path):
     """Between two renames the product has no name; the run still ends with the best on held-out articles."""
     reference = best_at_4.whole(1, *HELD_OUT)
-    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "6", status=1)
+    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "6")
     (tmp_path / "run" / "model").rename(tmp_path / "run" / ".model.old")
     best_at_4.train(tmp_path / "run", *HELD_OUT, "--resume")
     read_run(tmp_path / "run").assert_equal_to_the_bit(reference)
@@ -147,7 +175,7 @@ def test_killed_while_a_better_product_takes_the_place_of_the_old_one(best_at_4,
 
 def test_a_stop_at_an_epochs_end_leaves_the_evaluation_to_the_resume(best_at_4, read_run, tmp_path):
     """The checkpoint comes first, so that no evaluation, however long, can cost it."""
-    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "4", status=1)
+    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "4")
     assert [line["step"] for line in read_run(tmp_path / "run").events("evaluation")] == [2]
     best_at_4.train(tmp_path / "run", *HELD_OUT, "--resume")
     read_run(tmp_path / "run").assert_equal_to_the_bit(best_at_4.whole(1, *HELD_OUT))
@@ -168,8 +196,8 @@ def another_runs_product(model) -> None:
                                            (another_runs_product, "another run's")])
 def test_a_resume_needs_the_best_product_whole(damage, words, best_at_4, tmp_path):
     """Asked at once, not hours later."""
-    best_at_4.train(tmp_path / "other", *HELD_OUT, "--lr", "2e-3", "--stop-after", "6", status=1)
-    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "6", status=1)
+    best_at_4.train(tmp_path / "other", *HELD_OUT, "--lr", "2e-3", "--stop-after", "6")
+    best_at_4.train(tmp_path / "run", *HELD_OUT, "--stop-after", "6")
     damage(tmp_path / "run" / "model")
     ended = best_at_4.train(tmp_path / "run", *HELD_OUT, "--resume", status=2)
     assert words in ended.last_line and str(tmp_path / "run" / "model") in ended.last_line
@@ -178,7 +206,7 @@ def test_a_resume_needs_the_best_product_whole(damage, words, best_at_4, tmp_pat
 @pytest.fixture(scope="module")
 def stopped_folder(scripts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    scripts.train(folder, *SAVE_ALL, "--stop-after", "10", status=1)
+    scripts.train(folder, *SAVE_ALL, "--stop-after", "10")
     return folder
 
 

@@ -27,10 +27,18 @@ def whole(llama_scripts):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resumed_run_equals_uninterrupted_run(ranks, whole, llama_scripts, read_run, tmp_path):
     """20 steps against 10 and 10; an epoch has 4."""
-    ended = llama_scripts.train(tmp_path / "run", *DROPOUT, "--stop-after", "10", ranks=ranks, status=1)
+    ended = llama_scripts.train(tmp_path / "run", *DROPOUT, "--stop-after", "10", ranks=ranks)
     assert ended.last_line == "stopped after step 10 of 20; go on with the same command and --resume"
     llama_scripts.train(tmp_path / "run", *DROPOUT, "--resume", ranks=ranks)
     read_run(tmp_path / "run").assert_equal_to_the_bit(whole(ranks, *DROPOUT))
+
+
+def test_max_steps_of_five_epochs_are_five_epochs_and_resume_auto_goes_on(whole, llama_scripts, read_run, tmp_path):
+    """The first process stops within an epoch."""
+    for _ in range(2):
+        llama_scripts.without("--epochs").train(tmp_path / "run", *DROPOUT, "--max-steps", "20", "--resume", "auto",
+                                                "--stop-after", "14")
+    read_run(tmp_path / "run").assert_equal_to_the_bit(whole(1, *DROPOUT))
 
 
 def test_dropout_differs_from_rank_to_rank(whole):
@@ -42,8 +50,8 @@ def test_dropout_differs_from_rank_to_rank(whole):
 def test_resumed_on_other_ranks_every_step_has_the_same_questions(whole, llama_scripts, read_run, tmp_path):
     """Without dropout, in double precision, equal losses and weights leave no room for other questions."""
     exact = ("--precision", "fp64")
-    llama_scripts.train(tmp_path / "run", *exact, "--stop-after", "7", status=1)
-    llama_scripts.train(tmp_path / "run", *exact, "--stop-after", "6", "--resume", ranks=3, status=1)
+    llama_scripts.train(tmp_path / "run", *exact, "--stop-after", "7")
+    llama_scripts.train(tmp_path / "run", *exact, "--stop-after", "6", "--resume", ranks=3)
     llama_scripts.train(tmp_path / "run", *exact, "--resume", ranks=2)
     run, reference = read_run(tmp_path / "run"), whole(1, *exact)
     assert run.losses() == pytest.approx(reference.losses(), abs=1e-9, rel=0) and len(run.losses()) == 20

@@ -62,7 +62,7 @@ def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
     rates = [1e-3 * min((update + 1) / 2, (20 - update) / 18) for update in range(20)]  # two steps of warmup
     out, run = tmp_path / "run", read_run(tmp_path / "run")
     fp16 = ["--precision", "fp16", "--save-every", "1", "--keep", "30"]
-    scripts.train(out, *fp16, "--stop-after", "5", status=1)
+    scripts.train(out, *fp16, "--stop-after", "5")
     checkpoint = load_checkpoint(out)
     checkpoint.state["scaler"]["scale"] = 2.0**26
     alone = Runtime(0, 1, torch.device("cpu"))
@@ -78,6 +78,10 @@ def test_fp16_skips_steps_that_overflow(scripts, read_run, tmp_path):
         step = line["step"]
         stands_still = all(torch.equal(tensor, run.tensors(step - 1)[name]) for name, tensor in run.tensors(step).items())
         assert stands_still == (line["skipped"] > before)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
 
 
 def longest_windows(lengths: np.ndarray, seed: int) -> list[int]:
@@ -105,6 +109,35 @@ def test_non_finite_loss_stops_the_run_before_the_update(ranks, scripts, read_ru
     assert "Traceback" not in ended.err
     run = read_run(tmp_path / "run")
     assert run.steps() == [1, 2] and len(run.losses()) == 2 and not (tmp_path / "run" / "model").exists()
+
+
+# ---- what a run leaves beside its product ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_a_run_leaves_its_scores_and_how_they_came_to_be(is_v2, scripts, data_file, data_v2_file, tmp_path):
+    """Also one of two processes. Its evaluation is that of evaluate.py on the product, with what it chose if it is v2.0."""
+    data = str(data_v2_file if is_v2 else data_file)
+    out, flags = tmp_path / "run", ["--train-data", data, "--dev-data", data, "--max-train-questions", "20"]
+    scripts.train(out, *flags, "--stop-after", "3")
+    scripts.train(out, *flags, "--resume")
+    learnt = read_json(out / "train_questions.json")
+    ids = {example.id for example in load_squad(data).examples}
+    assert len(learnt) == len(set(learnt)) == 20 and set(learnt) < ids
+    first, second = read_json(out / "environment.json")
+    assert first["script"] == "train_bert.py" and first["command"].endswith("--stop-after 3")
+    assert second["command"].endswith("--resume") and first["began"] <= second["began"]
+    finished = read_json(out / "finished.json")
+    assert 0 <= finished["seconds"] < 300 and finished["step"] == 10
+    scripts.evaluate("--ckpt", str(out), "--data", data, "--precision", "fp32", "--out", str(tmp_path / "again"))
+    assert {path.name for path in (out / "evaluation").iterdir()} == {
+        "metrics.json", "per_question.json", "predictions.json", "nbest.json", "conditions.json",
+        *(["null_odds.json"] if is_v2 else [])}
+    for name in ("metrics", "per_question", "predictions", "nbest", *(["null_odds"] if is_v2 else [])):
+        assert read_json(out / "evaluation" / f"{name}.json") == read_json(tmp_path / "again" / f"{name}.json"), name
+    assert read_json(out / "evaluation" / "conditions.json")["step"] == read_json(out / "model" / "qa.json")["step"]
+    ended = scripts.evaluate("--ckpt", str(out), "--data", data, "--against", str(out), "--out", str(tmp_path / "2"))
+    assert "EM +0.00 [+0.00, +0.00], p 1;" in ended.out
 
 
 # ---- which weights become the product -------------------------------------------------------------------------

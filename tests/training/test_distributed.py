@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa.errors import UserError
 from qa.training import distributed
 from qa.training.distributed import (
     Runtime,
@@ -25,6 +26,38 @@ from qa.training.distributed import (
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Runtime(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """launcher(name=value): the environment of a process, of what torchrun and SLURM may set in it."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    num_threads = torch.get_num_threads()
+    yield lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
+    torch.set_num_threads(num_threads)
+
+
+def test_slurm_tasks_that_torchrun_did_not_start_are_refused(launcher):
+    launcher(SLURM_STEP_NUM_TASKS="1")
+    assert distributed.start().num_ranks == 1  # srun torchrun, or srun python
+    launcher(SLURM_STEP_NUM_TASKS="4")
+    with pytest.raises(UserError, match="^srun started 4 tasks .* torchrun"):
+        distributed.start()
+    launcher(WORLD_SIZE="1")
+    assert distributed.start().num_ranks == 1
+
+
+@pytest.mark.parametrize("allotted, before, ranks, after", [(2, 8, 1, 2), (8, 3, 1, 3), (8, 1, 3, 2), (1, 1, 3, 1)])
+def test_threads_are_no_more_than_the_cores_that_the_job_may_use(allotted, before, ranks, after, launcher, monkeypatch):
+    """One process lowers its threads, if need be; several share the cores."""
+    launcher(RANK="0", WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allotted)))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    torch.set_num_threads(before)
+    distributed.start()
+    assert torch.get_num_threads() == after
 
 
 def draw(seed: int, step: int, rank: int, count: int = 4) -> torch.Tensor:

@@ -6,6 +6,8 @@ One worked case: held-out F1 50 at step 4, 90 at step 8, 70 at step 12: the prod
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +37,7 @@ class FakeReader:
     """Answers the first `num_right` questions rightly. No-answer scores rise from question to question: 0, 1, ... 9."""
 
     def __init__(self):
-        self.num_right, self.asked = 0, []
+        self.num_right, self.confidence, self.asked = 0, 0.5, []
 
     def answer(self, data) -> Answered:
         self.asked.append(data.source)
@@ -43,8 +45,8 @@ class FakeReader:
         for number, example in enumerate(data.examples):
             text = example.id if number < self.num_right else "zero"
             start = max(CONTEXT.find(text), 0)
-            predictions.append(Prediction(example.id, text, [Candidate(text, start, start + len(text), 1.0, 0.5)],
-                                          float(number) if data.is_v2 else None))
+            candidate = Candidate(text, start, start + len(text), 1.0, self.confidence)
+            predictions.append(Prediction(example.id, text, [candidate], float(number) if data.is_v2 else None))
         return Answered(predictions)
 
 
@@ -52,15 +54,15 @@ class FakeProduct:
     def __init__(self, tmp_path):
         self.folder, self.saved = tmp_path / "model", []
 
-    def save(self, step, na_threshold, metrics):
-        self.saved.append((step, na_threshold, metrics))
+    def save(self, step, chosen, metrics):
+        self.saved.append((step, chosen, metrics))
 
     def restore(self):
         return self.saved[-1][:2]
 
 
 class FakeLog:
-    total_steps = 12
+    total_steps, is_main = 12, True
 
     def __init__(self):
         self.said, self.events = [], []
@@ -100,9 +102,14 @@ def test_worked_case_the_best_on_held_out_articles_becomes_the_product(make):
     assert [step for step, *_ in evaluator.product.saved] == [4, 8]
     assert (evaluator.state.best_f1, evaluator.state.best_step) == (pytest.approx(90.0), 8)
     evaluator.finish()
-    step, threshold, metrics = evaluator.product.saved[-1]
-    assert (step, threshold) == (8, None) and metrics["held-out f1"] == pytest.approx(90.0) and metrics["total"] == 10
+    step, chosen, metrics = evaluator.product.saved[-1]
+    assert (step, chosen["na_threshold"]) == (8, None)
+    assert metrics["held-out f1"] == pytest.approx(90.0) and metrics["total"] == 10
     assert evaluator.reader.asked == ["held"] * 3 + ["dev"]
+    results = evaluator.product.folder.with_name("evaluation")
+    assert json.loads((results / "conditions.json").read_text())["step"] == 8
+    questions = json.loads((results / "per_question.json").read_text())
+    assert [entry["exact"] for entry in questions.values()] == [1.0] * 7 + [0.0] * 3  # as FakeReader answers at the end
 
 
 def test_of_equal_scores_the_first_stays(make):
@@ -136,7 +143,7 @@ def test_the_threshold_is_chosen_on_held_out_articles_and_used_on_dev(make):
     evaluator = make(make_data("held", True), make_data("dev", True))
     run(evaluator, {4: 8})
     evaluator.finish()
-    assert evaluator.product.saved[-1][1] == pytest.approx(7.5)
+    assert evaluator.product.saved[-1][1]["na_threshold"] == pytest.approx(7.5)
     assert evaluator.log.events[-1][1]["exact"] == 100.0
 
 
@@ -145,7 +152,19 @@ def test_a_run_shorter_than_eval_every_still_chooses(make):
     evaluator.state.step, evaluator.reader.num_right = 7, 8
     assert not evaluator.is_due(7, epoch_ends=True) and evaluator.is_due(200, epoch_ends=False)
     evaluator.finish()
-    assert evaluator.product.saved[0][:2] == (7, pytest.approx(7.5))
+    step, chosen, _ = evaluator.product.saved[0]
+    assert (step, chosen["na_threshold"]) == (7, pytest.approx(7.5))
+
+
+def test_the_temperature_is_fitted_on_held_out_articles_and_kept_for_the_product(make):
+    """9 of 10 right, all with a confidence of 0.6, which T shall make 0.9: the log odds log(1.5) / T = log(9)."""
+    evaluator = make(make_data("held"), make_data("dev"))
+    evaluator.reader.confidence = 0.6
+    run(evaluator, {4: 9})
+    evaluator.finish()
+    assert evaluator.product.saved[-1][1]["temperature"] == pytest.approx(math.log(1.5) / math.log(9), rel=1e-6)
+    assert evaluator.log.events[-1][1]["ece"] == pytest.approx(0.0, abs=1e-9)
+    assert evaluator.log.events[-1][1]["ece_uncalibrated"] == pytest.approx(0.3)
 
 
 def test_only_a_demo_shows_marked_answers(make):

@@ -26,8 +26,8 @@ def make(tmp_path):
         (folder / "options.json").write_text(json.dumps({"name": run}))
         product = Product(folder / "model", lambda to: (to / "weights.safetensors").write_text(str(product.weights)),
                           lambda saved: setattr(product, "weights", int((saved / "weights.safetensors").read_text())),
-                          lambda step, threshold, metrics: f"card of {step}: {threshold}, {metrics}", DEFAULTS["bert"],
-                          Runtime(0, 1, torch.device("cpu")))
+                          lambda step, chosen, metrics: f"card of {step}: {chosen.get('na_threshold')}, {metrics}",
+                          DEFAULTS["bert"], Runtime(0, 1, torch.device("cpu")))
         return product
 
     return make_product
@@ -35,7 +35,7 @@ def make(tmp_path):
 
 def save(product: Product, step: int, threshold: float | None = None) -> None:
     product.weights = step
-    product.save(step, threshold, {"f1": step})
+    product.save(step, {"na_threshold": threshold}, {"f1": step})
 
 
 def test_worked_case(make):
@@ -43,7 +43,7 @@ def test_worked_case(make):
     save(product, 4, 1.5)
     save(product, 8, 2.5)
     product.weights = 99
-    assert product.restore() == (8, 2.5) and product.weights == 8
+    assert product.restore() == (8, {"na_threshold": 2.5, "temperature": None}) and product.weights == 8
     assert {path.name for path in product.folder.iterdir()} == {"weights.safetensors", "qa.json", "README.md", "manifest.json"}
     assert (product.folder / "README.md").read_text() == "card of 8: 2.5, {'f1': 8}" and damages(product.folder) == []
     assert (product.folder / "weights.safetensors").stat().st_mode & 0o777 == 0o644
@@ -89,4 +89,4 @@ def test_a_half_done_replacement_is_finished(instant, make):
     else:
         product.folder.rename(aside)
     product.check(8)
-    assert not aside.exists() and product.restore() == (8, None)
+    assert not aside.exists() and product.restore()[0] == 8

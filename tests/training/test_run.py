@@ -15,7 +15,7 @@ from qa.files import write_json
 from qa.llama.encode import Piece, Prompt, all_tokens
 from qa.options import BertOptions, LlamaOptions
 from qa.training.distributed import Runtime
-from qa.training.run import check_run_folder, find_run, fingerprint, finish_run
+from qa.training.run import _wall_seconds, check_run_folder, find_run, fingerprint, finish_run
 from qa.training.state import StopSignal, TrainState
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
@@ -24,7 +24,7 @@ ALONE = Runtime(0, 1, torch.device("cpu"))
 @pytest.fixture
 def handlers():
     """Signals as they were before the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -38,6 +38,9 @@ def test_a_stop_waits_for_the_step_and_no_longer(handlers):
     with pytest.raises(KeyboardInterrupt):  # a second Ctrl-C
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 1)  # a place where Python looks for signals
+    stop = StopSignal()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.requested and stop.steps_left > 0
     stop = StopSignal()
     stop.release()
     with pytest.raises(KeyboardInterrupt):
@@ -84,6 +87,16 @@ def test_llama_examples_of_equal_lengths_are_told_apart():
     assert len({of(5, 6, 7), of(8, 6, 7), of(5, 8, 7), of(5, 6, 8)}) == 4 and of(5, 6, 7) == of(5, 6, 7)
 
 
+def test_wall_time_is_that_of_all_processes_without_the_pauses(tmp_path):
+    """10 s until its last line, a pause, then 20 s. The second line of the log was cut by a kill."""
+    write_json(tmp_path / "environment.json", [{"began": "2026-05-01T23:59:55"}, {"began": "2026-05-02T08:00:00"}])
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "time": "2026-05-02T00:00:05", "step": 1}\n{"event": "st\n'
+                                        '{"event": "step", "time": "2026-05-02T08:00:19", "step": 2}\n')
+    assert _wall_seconds(tmp_path, "2026-05-02T08:00:20") == 10 + 20
+    (tmp_path / "log.jsonl").unlink()
+    assert _wall_seconds(tmp_path, "2026-05-02T08:00:20") == 20
+
+
 # ---- which folder -----------------------------------------------------------------------------------------------------
 
 def begin(options, age: float = 0.0) -> Path:
@@ -117,6 +130,15 @@ def test_resume_without_out_takes_the_newest_unfinished_run_of_this_script_and_s
     assert capsys.readouterr().out.endswith(f"going on with {middle}\n")
     with pytest.raises(UserError, match=f"{middle} holds another run: --lr 0.5"):
         find_run(BertOptions(resume=True, lr=0.5), ALONE)
+
+
+def test_resume_auto_starts_where_there_is_no_run_and_goes_on_where_there_is(tmp_path):
+    options = BertOptions(out=str(tmp_path / "run"), resume="auto")
+    assert find_run(options, ALONE).resume is None
+    begin(BertOptions(out=options.out))
+    assert find_run(options, ALONE).resume == "yes"
+    with pytest.raises(UserError, match="another run: --lr 0.5"):
+        find_run(BertOptions(out=options.out, resume="auto", lr=0.5), ALONE)
 
 
 def test_a_resumed_run_keeps_its_number_format(tmp_path):
