@@ -29,7 +29,7 @@ def with_limit(num_bytes: int) -> str:
 @pytest.fixture(scope="module")
 def stopped_folder(scripts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    scripts.train(folder, *SAVE_ALL, "--stop-after", "10", status=1)
+    scripts.train(folder, *SAVE_ALL, "--stop-after", "10")
     return folder
 
 
@@ -61,7 +61,7 @@ def test_a_second_process_in_a_run_is_refused_and_a_dead_one_is_not_in_it(script
     assert ended.last_line.startswith(f"error: --out {tmp_path / 'run'}: another process is training in it")
     job.send(signal.SIGKILL)
     job.wait()
-    scripts.train(tmp_path / "run", "--epochs", "400", "--save-every", "1", "--resume", "--stop-after", "1", status=1)
+    scripts.train(tmp_path / "run", "--epochs", "400", "--save-every", "1", "--resume", "--stop-after", "1")
 
 
 def test_each_rank_says_what_ended_it(scripts, monkeypatch, tmp_path):
