@@ -35,12 +35,10 @@ def check_out(folder: Path | str) -> None:
         try:
             path.stat()
             kind = "is a file" if not path.is_dir() else "" if os.access(path, os.W_OK) else "may not be written"
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not path.is_symlink():
                 continue
             kind = "is a link to nothing"
-        except NotADirectoryError:
-            continue
         except (OSError, ValueError) as error:  # a link to itself, too long a name, a NUL in it
             kind = f"is no name for a folder ({getattr(error, 'strerror', error)})"
         if kind:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -230,13 +231,9 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
     for field in dataclasses.fields(cls):
         _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
-    try:
-        values = vars(parser.parse_args(argv))
-    except UserError:
-        raise
-    except ValueError:  # argparse takes the value of --lr=-- away, and then misses it
-        raise UserError("--flag=--: no value; expected one, or leave the flag out") from None
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if bad := [word for word in (sys.argv[1:] if argv is None else argv) if word.endswith("=--")]:  # argparse stumbles over it
+        raise UserError(f"{bad[0]}: no value; expected one, or leave the flag out")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
     typed = set(values)
     if empty := [name for name in values if isinstance(values[name], str) and not values[name].strip()]:
         raise UserError(f"{flag(empty[0])} {values[empty[0]]}: no such file or name; expected a value, or leave the flag out")

@@ -47,8 +47,8 @@ DEFAULTS = {
 
 LOWEST = {"max_length": 8, "overlap": 0, "max_answer_length": 1, "num_best": 1, "max_expansions": 0, "step": 0}
 SCHEMA = {name: optional(whole(low)) for name, low in LOWEST.items()} | {
-    "na_threshold": optional(number(-1e38)), "temperature": optional(number(1e-3, 1e3)), "is_v2": optional(FLAG),
-    "prompt": optional(OBJECT), "decode": optional(one_of("greedy", "exact"))}
+    "na_threshold": optional(number(-1e38)), "is_v2": optional(FLAG), "prompt": optional(OBJECT),
+    "temperature": optional(number(1e-3, 1e3)), "decode": optional(one_of("greedy", "exact"))}
 
 
 def resolve(family: str, typed_values: dict[str, Any], saved: dict[str, Any]) -> tuple[ReadSettings, dict[str, str]]:

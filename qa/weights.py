@@ -109,8 +109,8 @@ def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
     if names:
         raise UserError(f"{folder}: its weights are in {names[0]}, no safetensors file; {CONVERT % names[0]}")
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    rows = config["vocab_size"] + 2 * layers * config["intermediate_size"]
-    rows += config["max_position_embeddings"] if config["model_type"] == "bert" else 0  # LLaMA's are no weights
+    positions = config["max_position_embeddings"] if config["model_type"] == "bert" else 0  # LLaMA's are no weights
+    rows = config["vocab_size"] + positions + 2 * layers * config["intermediate_size"]
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if hidden * rows > num_bytes and not config.get("quantization_config"):
         raise UserError(f"{folder}: config.json describes at least {hidden * rows:,} weights, but *.safetensors have "
@@ -128,23 +128,21 @@ def load_tokenizer(path: Path):
         raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
         raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
-    if path.is_dir() and (path / "config.json").is_file():
-        _check_tokens(tokenizer, path, read_config(path))
+    if path.is_dir() and family(path) == "bert":
+        _check_tokens(tokenizer, path, read_config(path).get("vocab_size"))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
-def _check_tokens(tokenizer, folder: Path, config: dict[str, Any]) -> None:
+def _check_tokens(tokenizer, folder: Path, vocab_size: int | None) -> None:
     """The tokens that BERT's windows need are there, and no token is beyond the embeddings (LLaMA: llama/end_tokens.py)."""
-    if config["model_type"] != "bert":
-        return
     if missing := [name for name in ("cls_token", "sep_token", "pad_token") if getattr(tokenizer, name) is None]:
         raise UserError(f"{folder}: the tokenizer has no {missing[0]}; copy the tokenizer files of the base model there")
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if highest >= config.get("vocab_size", highest + 1):
+    if vocab_size and highest >= vocab_size:
         raise UserError(f"{folder}: the tokenizer's {token!r} has the id {highest}, but the model has embeddings for "
-                        f"{config['vocab_size']} tokens; remove the token, or resize the embeddings with transformers")
+                        f"{vocab_size} tokens; remove the token, or resize the embeddings with transformers")
 
 
 def tokenizer_warnings(tokenizer) -> list[str]:

@@ -29,8 +29,8 @@ BELOW = {
     "qa.training": {"qa.cpu", "qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.prediction",
                     "qa.schema", "qa.settings"},
     "qa.bert": {"qa.asking", "qa.cpu", "qa.data", "qa.errors", "qa.prediction", "qa.settings", "qa.training", "qa.weights"},
-    "qa.llama": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.prediction", "qa.schema", "qa.settings",
-                 "qa.training", "qa.weights"},
+    "qa.llama": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.prediction", "qa.schema",
+                 "qa.settings", "qa.training", "qa.weights"},
     "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.llama", "qa.options", "qa.settings", "qa.training", "qa.weights"},
     "qa.ask": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.options", "qa.reader", "qa.training"},
 }

@@ -49,7 +49,8 @@ class BertReader(Asked):
         check_finite(start + end, windows, data)
         longest = min(settings.max_answer_length, settings.max_length)
         num_spans = longest * settings.max_length * int(np.bincount(windows.example_index).max())  # no question has more
-        candidates = find_candidates(start, end, windows, min(settings.num_best, num_spans), longest, settings.may_refuse(data))
+        num_best = min(settings.num_best, num_spans)
+        candidates = find_candidates(start, end, windows, num_best, longest, settings.may_refuse(data))
         return Answered(make_predictions(candidates, data), windows.summary.lines(), conditions={"windows": len(windows)})
 
     def for_asking(self, num_best: int, decode: str, may_refuse: bool | None) -> BertReader:

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -83,21 +84,11 @@ def _saved_identity(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-class Nbest(Mapping):
-    """{id: entries of nbest.json}. They are made one by one, when they are asked for: all together would be the largest thing
-    in memory."""
-
-    def __init__(self, predictions: list[Prediction]) -> None:
-        self.predictions = {prediction.id: prediction for prediction in predictions}
+class Nbest(UserDict):
+    """{id: entries of nbest.json}, made from {id: Prediction} when they are asked for: all together would fill the memory."""
 
     def __getitem__(self, question_id: str) -> list[dict[str, Any]]:
-        return _nbest(self.predictions[question_id])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.predictions)
-
-    def __len__(self) -> int:
-        return len(self.predictions)
+        return _nbest(self.data[question_id])
 
 
 def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, Mapping]:
@@ -108,7 +99,7 @@ def result_files(data: SquadData, predictions: list[Prediction], na_threshold: f
     return {
         "per_question.json": per_question(data, answers, *scores, confidences, no_answer_scores(predictions)) if scores else {},
         "predictions.json": answers,
-        "nbest.json": Nbest(predictions),
+        "nbest.json": Nbest({prediction.id: prediction for prediction in predictions}),
         "null_odds.json": no_answer_scores(predictions),
         "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
                            for prediction in predictions if prediction.raw_text is not None},

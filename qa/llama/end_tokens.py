@@ -15,11 +15,6 @@ from __future__ import annotations
 from qa.errors import UserError
 
 
-def num_embeddings(tokenizer) -> int:
-    """Of the model that belongs to the tokenizer: model.py notes it, for a tokenizer may have more tokens."""
-    return getattr(tokenizer, "num_embeddings", len(tokenizer))
-
-
 def find_end_tokens(tokenizer, after_answer: str) -> tuple[int, list[int], list[int]]:
     """end_token_id, end_token_ids, closing_token_ids. `after_answer`: what the chat template writes there; "" without one.
 
@@ -27,11 +22,12 @@ def find_end_tokens(tokenizer, after_answer: str) -> tuple[int, list[int], list[
     """
     special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    special = {id: text for id, text in special.items() if id < num_embeddings(tokenizer)}
+    limit = getattr(tokenizer, "num_embeddings", len(tokenizer))  # model.py notes those of its model
+    special = {id: text for id, text in special.items() if id < limit}
     turn_ends = [id for id, text in special.items() if after_answer.strip().startswith(text)]
     if not turn_ends and tokenizer.eos_token_id not in special:
         raise UserError(f"--model {tokenizer.name_or_path}: its tokenizer names no end-of-text token that has an embedding")
-    alone = [[id] for id in range(min(len(tokenizer), num_embeddings(tokenizer)))]
+    alone = [[id] for id in range(min(len(tokenizer), limit))]
     texts = tokenizer.backend_tokenizer.decode_batch(alone, skip_special_tokens=False)
     before_newline = {id: text.split("\n")[0].strip() for id, text in enumerate(texts) if "\n" in text}
     newlines = {id for id, before in before_newline.items() if not before}

@@ -47,7 +47,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
     if dtype == torch.float64:
         _keep_norms_in_fp64(model)
     tokenizer = load_llama_tokenizer(path)
-    tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py
+    tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py and prompt.py
     return model, tokenizer
 
 

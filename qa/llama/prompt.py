@@ -34,13 +34,13 @@ from collections.abc import Sequence
 from qa.errors import UserError
 from qa.llama.chat import DATE, PLAIN_FRAME, chat_frame
 from qa.llama.demonstrations import Demonstration
-from qa.llama.end_tokens import find_end_tokens, num_embeddings
+from qa.llama.end_tokens import find_end_tokens
 from qa.llama.wording import INSTRUCTION, REFUSAL, REFUSAL_INSTRUCTION, ask, one_line, space_after
-from qa.schema import FLAG, OBJECT, TEXT, check_fields, list_of, one_of
+from qa.schema import FLAG, TEXT, check_fields, list_of, object_of, one_of
 
 CHUNK = 1000  # texts tokenised at a time: bounds the memory of the tokenizer's own objects
 SETTINGS = {"kind": one_of("plain", "engineered"), "is_v2": FLAG, "instruction": TEXT, "date": TEXT,
-            "demonstrations": list_of(OBJECT)}
+            "demonstrations": list_of(object_of(TEXT))}
 
 
 class PromptTemplate:
@@ -71,7 +71,8 @@ class PromptTemplate:
         self._frame = PLAIN_FRAME if is_plain else chat_frame(tokenizer, self.instruction, self.demonstrations, date)
         bos_ids = _bos_ids(tokenizer) if is_plain or not tokenizer.chat_template else []  # a chat template writes BOS itself
         self.instruction_ids: list[int] = bos_ids + self._encode(self._frame.before_passage, is_first=True)
-        if max([*self.instruction_ids, *self.question_ids("")], default=0) >= num_embeddings(tokenizer):
+        limit = getattr(tokenizer, "num_embeddings", len(tokenizer))
+        if max([*self.instruction_ids, *self.question_ids("")], default=0) >= limit:
             raise UserError(f"--prompt {kind}: the tokenizer makes tokens of it for which the model has no embedding; copy the "
                             "base model's tokenizer files again, or resize the embeddings with transformers")
         self.end_token_id, self.end_token_ids, self.closing_token_ids = find_end_tokens(tokenizer, self._frame.after_answer)
@@ -86,11 +87,9 @@ class PromptTemplate:
     def from_settings(cls, tokenizer, settings: dict) -> PromptTemplate:
         try:
             check_fields(settings, "prompt", SETTINGS)
-            for shot in settings["demonstrations"]:
-                check_fields(shot, "a demonstration", dict.fromkeys(("context", "question", "answer"), TEXT))
-        except UserError as error:
+            shots = [Demonstration(shot["context"], shot["question"], shot["answer"]) for shot in settings["demonstrations"]]
+        except (UserError, KeyError) as error:
             raise UserError(f"the adapter's prompt settings are damaged ({error}); give --prompt") from None
-        shots = [Demonstration(shot["context"], shot["question"], shot["answer"]) for shot in settings["demonstrations"]]
         return cls(tokenizer, **{name: settings[name] for name in SETTINGS} | {"demonstrations": shots})
 
     def for_data(self, is_v2: bool) -> PromptTemplate:

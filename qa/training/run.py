@@ -45,7 +45,7 @@ from qa.training.state import TrainState
 
 RUNS = Path("runs")
 RECORD = {"kind": optional(TEXT), "examples": optional(TEXT), "resolved_precision": optional(one_of(*AUTOCAST_DTYPES))}
-_locked: dict[Path, int] = {}  # the runs of this process: open descriptors of their folders
+_locked: set[Path] = set()  # the folders of this process's runs
 
 
 def find_run(options: TrainOptions, runtime: Runtime) -> TrainOptions:
@@ -134,14 +134,11 @@ def lock_run(folder: Path, runtime: Runtime) -> None:
     """Refuse a folder in which another process trains. The lock is the kernel's: it ends when its process ends in any way."""
     is_taken = False
     if runtime.is_main and folder.resolve() not in _locked:
-        descriptor = _locked[folder.resolve()] = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_taken = True
-            os.close(_locked.pop(folder.resolve()))
-        except OSError:
-            pass  # a file system without locks
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # never closed
+            _locked.add(folder.resolve())
+        except OSError as error:  # another one: a file system without locks
+            is_taken = isinstance(error, BlockingIOError)
     if gather_objects(is_taken, runtime)[0]:
         raise UserError(f"--out {folder}: another process is training in it; wait for its end, or choose another --out")
 

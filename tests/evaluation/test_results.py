@@ -283,7 +283,8 @@ def test_files_are_the_bytes_that_json_gives(tmp_path):
     spans = [Candidate(text, 0, len(text), 1e-300 * 7**number, 0.1 * number) for number, text in enumerate(texts)]
     predictions = [Prediction(text, text, spans[:number], None if number < 3 else 0.5, -1.5, 2e-7)
                    for number, text in enumerate(texts)]
-    data = dataclasses.replace(make_data(True), has_answers=False)
+    qas = [{"id": text, "question": "q?", "answers": [{"text": "cat", "answer_start": 4}]} for text in texts]
+    data = parse_squad({"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": qas}]}]}, "data")
     files = {**result_files(data, predictions, 0.0), "metrics.json": {"f1": 1.0},
              "conditions.json": {"notes": ["a"], "p": {"q": [{}]}}}
     write_results(tmp_path, files)

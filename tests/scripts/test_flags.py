@@ -22,7 +22,7 @@ NUMBERS = [(cls, field.name) for cls in SCRIPTS for field in dataclasses.fields(
            if typing.get_type_hints(cls)[field.name] in (int, float, int | None, float | None)]
 VALUES = ("0", "-1", "nan", "inf", "-inf", "1e99", "1" + 99 * "0", "text", "", "-", "--", "9" * 5000)
 AT_ZERO = set("held_out data_seed save_every eval_every stop_after warmup weight_decay clip seed dropout micro_tokens shots "
-              "overlap max_train_questions lora_dropout max_questions na_threshold max_expansions".split())  # may be 0
+              "overlap max_train_questions lora_dropout max_questions na_threshold max_expansions cache_mb".split())  # may be 0
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS, ids=lambda value: getattr(value, "__name__", value))
@@ -73,12 +73,12 @@ def test_zero_where_it_is_allowed(cls, status_of):
 
 @pytest.mark.parametrize("cls", SCRIPTS, ids=lambda cls: cls.__name__)
 def test_the_largest_number(cls, status_of):
-    """All at once; but `epochs` would take for ever, and what the model or the data bound is refused, one by one."""
+    """All at once; but two would take for ever, and what the model or the data bound is refused, one by one."""
     bounded = {"max_length", "rank", "shots", "held_out", "warmup", "dropout", "lora_dropout", "lr", "alpha", "weight_decay"}
     bounded |= {"overlap"} if cls is not LlamaOptions else set()
     flags = {name: f"{flag(name)}={2**31 - 1 if kind in (int, int | None) else 9e37}" for of, name in NUMBERS if of is cls
              for kind in [typing.get_type_hints(cls)[name]]}
-    free = flags.keys() - bounded - {"epochs", "max_train_questions"}
+    free = flags.keys() - bounded - {"epochs", "max_steps", "max_train_questions"}
     assert status_of(cls, *(flags[name] for name in sorted(free))) == 0
     for name in bounded & flags.keys() - {"lr", "alpha", "weight_decay"}:
         assert status_of(cls, flags[name]) == 2, name
