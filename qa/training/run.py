@@ -185,8 +185,6 @@ def finish_run(folder: Path, state: TrainState, runtime: Runtime) -> None:
     if runtime.is_main:
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         write_json(folder / "finished.json", {"step": state.step, "time": now, "seconds": _wall_seconds(folder, now)})
-        if folder.resolve() in _locked:
-            os.close(_locked.pop(folder.resolve()))
 
 
 def _wall_seconds(folder: Path, now: str) -> float:
