@@ -7,6 +7,9 @@
 
 The passages are the paragraphs of the documents. The best answers over all of them are shown in their sentences, with file and
 line. A confidence is that of the answer within its paragraph; the order is that of the evidence (qa/asking.py says why).
+
+With --json each answer is an object: question, rank, text, confidence, evidence, no_answer (the model finds no answer in any
+document; this is the nearest to one), file, line, passage, and start_char and end_char (exclusive), which count in passage.
 """
 
 from __future__ import annotations
@@ -35,11 +38,14 @@ def main() -> None:
     if not options.ckpt:
         raise UserError("--ckpt is missing: the model that reads, such as runs/bert")
     names, question = split_words(options.words)
+    if question is not None and not question.strip():
+        raise UserError(f"the question is {question!r}; expected a text that is not empty")
     if question is None and "-" in names:
         raise UserError("-: standard input holds the documents, so give the question as the last argument")
     paragraphs, passed_over = read_documents(names)
     reader, notes = load_reader(options, typed, distributed.start())
     files = counted(len({paragraph.file for paragraph in paragraphs}), "file")
+    notes.remove(reader.precision.reason)  # of use in an evaluation only
     for line in [*(f"warning: {line}" for line in passed_over), *notes, f"{counted(len(paragraphs), 'paragraph')} of {files}"]:
         print(line, file=sys.stderr)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -57,7 +63,8 @@ def main() -> None:
             for entry in as_objects(text, found, paragraphs):
                 print(json.dumps(entry, ensure_ascii=False), flush=True)
         else:
-            print(as_text(found, paragraphs, files), flush=True)
+            heading = f"Q: {text}\n" if question is None and not sys.stdin.isatty() else ""
+            print(heading + as_text(found, paragraphs, files), end="\n" if question else "\n\n", flush=True)
     if failed:
         raise failed
 
@@ -98,7 +105,7 @@ def as_text(found: list[Found], paragraphs: list[Paragraph], files: str) -> str:
         answer, paragraph = one.answer, paragraphs[one.passage]
         first, past = sentence_span(paragraph.source, answer.start_char, answer.end_char)
         shown = mark(paragraph.source[first:past], answer.start_char - first, answer.end_char - first)
-        lines.append(f"{number}. {answer.text}    confidence {answer.confidence:.2g}    "
+        lines.append(f"{number}. {answer.text}    evidence {one.evidence:.2f}, confidence {answer.confidence:.2g}    "
                      f"{paragraph.file}:{paragraph.line(answer.start_char)}\n     {' '.join(shown.split())}")
     return "\n".join(lines)
 

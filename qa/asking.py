@@ -110,10 +110,11 @@ class Asked:
             A `Reply`, or a list of them if a list was given.
 
         Raises:
-            UserError (a ValueError): an empty question or passage, a question too long for the model, lists of unequal length.
+            UserError (a ValueError): an empty question or passage, a question too long for the model, lists of unequal length,
+                num_best below 1.
         """
         pairs = _pairs(question, passage)
-        self._check(pairs)
+        self._check(pairs, num_best)
         replies = _replies(self.for_asking(num_best, decode, may_refuse), pairs)
         return replies if isinstance(question, list | tuple) or isinstance(passage, list | tuple) else replies[0]
 
@@ -123,17 +124,19 @@ class Asked:
 
         The arguments and errors are those of `ask`. LLaMA does not search where no such answer can be (llama/rivals.py).
         """
-        pairs = _pairs(question, list(passages))
-        self._check(pairs)
+        pairs = _pairs(question, [passages] if isinstance(passages, str) else list(passages))
+        self._check(pairs, num_best)
         reader = self.for_asking(max(num_best, self.settings.num_best), decode, may_refuse).for_finding(num_best)
         return rank_answers(_replies(reader, pairs), num_best)
 
-    def _check(self, pairs: list[tuple[str, str]]) -> None:
+    def _check(self, pairs: list[tuple[str, str]], num_best: int) -> None:
+        if num_best < 1:
+            raise UserError(f"num_best {num_best}: expected at least 1")
         for text in dict.fromkeys(text for text, _ in pairs):
             tokens, most = self.count_question(text)
             if tokens > most:
-                raise UserError(f"the question {text[:40]!r}...: {tokens} tokens, expected at most {most}; ask it shorter, or "
-                                "open the model with a larger max_length")
+                raise UserError(f"the question {text[:40]!r}...: {tokens} tokens, expected at most {most} with windows or "
+                                "prompts of this length; ask it shorter, or give a larger --max-length")
 
 
 def _replies(reader: Asked, pairs: list[tuple[str, str]]) -> list[Reply]:

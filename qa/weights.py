@@ -57,7 +57,8 @@ def locate(value: str, flag: str = "--model") -> Path:
         hint = ("the run has not written its model yet" if (path / "options.json").is_file() else
                 "expected a folder of transformers or peft, or a run")
         raise UserError(f"{flag} {value}: no config.json or adapter_config.json in this folder; {hint}")
-    if value.count("/") > 1 or value.startswith((".", "/", "~")) or not value.strip():
+    is_local = value.count("/") > 1 or value.startswith((".", "/", "~")) or (len(path.parts) == 2 and path.parent.is_dir())
+    if is_local or not value.strip():
         raise UserError(f"{flag} {value}: no such file or folder; expected a hub id, a folder, a .gguf file or pypi:PACKAGE")
     return _from_hub(value, flag)
 

@@ -10,6 +10,7 @@ request gets the status 400 and {"error": "..."}. One request is answered at a t
 an example, not a service for the internet: it has no limits on who asks, or how much.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -19,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from qa.errors import UserError  # noqa: E402
 from qa.reader import open_reader  # noqa: E402
 
 
@@ -28,8 +30,10 @@ class Server(BaseHTTPRequestHandler):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             reply = reader.ask(asked["question"], asked["passage"])
             status, body = 200, {"answers": [asdict(answer) for answer in reply.answers], "no_answer": reply.no_answer}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, a field missing, an empty question
+        except UserError as error:  # an empty question, say
             status, body = 400, {"error": str(error)}
+        except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, a field missing, a list of questions
+            status, body = 400, {"error": 'expected {"question": "a text", "passage": "a text"}'}
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -41,7 +45,9 @@ reader = open_reader(ckpt, precision="fp32")
 server = HTTPServer(("localhost", int(port)), Server)
 print(f"serving {ckpt} on http://localhost:{server.server_port}", flush=True)
 if port:
-    server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    sys.exit()
 
 threading.Thread(target=server.serve_forever, daemon=True).start()
 passage = "The lighthouse of Skerry was lit in 1844 and automated in 1982. Its keeper, Ann Doull, stayed for thirty years."

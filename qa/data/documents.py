@@ -52,21 +52,24 @@ def read_documents(names: list[str]) -> tuple[list[Paragraph], list[str]]:
     paragraphs, passed_over = [], []
     for name in names:
         for file in _files(name, passed_over):
+            content = b""
             try:
                 content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
                 text = content.decode("utf-8-sig")
-                found = [] if "\0" in text else split_paragraphs(file, text)
+                found = [] if "\0" in text or content.startswith(b"%PDF") else split_paragraphs(file, text)
                 reason = "" if found else "not a text file (it has zero bytes)" if "\0" in text else "empty"
             except UnicodeDecodeError as error:
-                found, reason = [], f"not UTF-8 text (byte {error.start})"
+                found, reason = [], f"not UTF-8 text (byte {error.start}); iconv -f latin1 -t utf8 may convert it"
             except OSError as error:
                 found, reason = [], f"cannot be read ({error.strerror})"
             paragraphs += found
+            if reason and content.startswith(b"%PDF"):
+                reason = "a PDF; make text of it, with pdftotext for example"
             if reason:
                 passed_over.append(f"{file}: {reason}; passed over")
     if not paragraphs:
-        raise UserError(f"no text to read in {' '.join(names)}" + (f": {passed_over[0]}" if passed_over else "")
-                        + f"; expected UTF-8 text in files, folders of {' and '.join(SUFFIXES)} files, or - for standard input")
+        raise UserError(f"no text to read: {passed_over[0]}. Expected UTF-8 text in files, folders of {' and '.join(SUFFIXES)} "
+                        "files, or - for standard input")
     return paragraphs, passed_over
 
 
@@ -75,7 +78,7 @@ def _files(name: str, passed_over: list[str]) -> list[str]:
     if name == "-" or path.is_file():
         return [name]
     if not path.is_dir():
-        raise UserError(f"{name}: no such file or folder")
+        raise UserError(f"{name}: no such file or folder; expected files and folders first, then one question in quotes")
     found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()
              and not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not found:

@@ -105,8 +105,9 @@ class SquadData:
     def describe(self) -> str:
         """The totals, then one line for each problem."""
         num_trainable = sum(example.trainable for example in self.examples)
+        usable = f"{num_trainable:,} usable for training" if self.has_answers else "without answers"
         head = (f"{self.source}: SQuAD {'v2.0' if self.is_v2 else 'v1.1'}, {counted(len(self.examples), 'question')} on "
-                f"{counted(len(self.passages), 'passage')}, {num_trainable:,} usable for training")
+                f"{counted(len(self.passages), 'passage')}, {usable}")
         return "\n".join([head, *("  " + line for line in self.summary.lines())])
 
 

@@ -48,7 +48,9 @@ class Interval(NamedTuple):
     high: float
 
     def bounds(self, sign: str = "") -> str:
-        return "[no interval]" if math.isnan(self.low) else f"[{self.low:{sign}.2f}, {self.high:{sign}.2f}]"
+        lowest = -100.0 if sign else 0.0  # a figure is not below 0, a difference is
+        low, high = max(self.low, lowest), min(self.high, 100.0)
+        return "[no interval]" if math.isnan(self.low) else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def interval(scores: np.ndarray, titles: list[str]) -> Interval:

@@ -60,11 +60,14 @@ def test_folders_files_and_what_is_passed_over(tmp_path):
     (tmp_path / "in/latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "in/zero.txt").write_bytes(b"a\0b")
     (tmp_path / "in/empty.md").write_text(" \n")
+    (tmp_path / "in/real.pdf").write_bytes(b"%PDF-1.4 \xe2\xe3")
     (tmp_path / "none").mkdir()
-    paragraphs, passed_over = read_documents([str(tmp_path / "in"), str(tmp_path / "none"), str(tmp_path / "in/d.pdf")])
+    paragraphs, passed_over = read_documents([str(tmp_path / name) for name in ("in", "none", "in/d.pdf", "in/real.pdf")])
     assert [one.text for one in paragraphs] == ["Of a.", "Of b.", "Of d."]
     assert sorted(line.removeprefix(str(tmp_path)) for line in passed_over) == [
-        "/in/empty.md: empty; passed over", "/in/latin.txt: not UTF-8 text (byte 3); passed over",
+        "/in/empty.md: empty; passed over",
+        "/in/latin.txt: not UTF-8 text (byte 3); iconv -f latin1 -t utf8 may convert it; passed over",
+        "/in/real.pdf: a PDF; make text of it, with pdftotext for example; passed over",
         "/in/zero.txt: not a text file (it has zero bytes); passed over", "/none: no .txt or .md file in this folder"]
 
 
@@ -78,7 +81,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match="gone.md: no such file or folder"):
         read_documents([str(tmp_path / "latin.txt"), "gone.md"])
-    with pytest.raises(UserError, match="no text to read in .*latin.txt: .*not UTF-8"):
+    with pytest.raises(UserError, match="no text to read: .*latin.txt: not UTF-8"):
         read_documents([str(tmp_path / "latin.txt")])
 
 

@@ -47,7 +47,7 @@ def ask(tiny_bert_folder, monkeypatch, capsys):
 
 def test_worked_case(ask, docs):
     said = ask(str(docs / "skerry.md"), QUESTION)
-    assert re.match(r"1\. .+    confidence [\d.e-]+    \S+skerry\.md:[35]\n     .*\[\[.+\]\]", said.out)
+    assert re.match(r"1\. .+    evidence -?\d+\.\d\d, confidence [\d.e-]+    \S+skerry\.md:[35]\n     .*\[\[.+\]\]", said.out)
     assert "2 paragraphs of 1 file" in said.err and "its head is random" in said.err
 
 
@@ -74,6 +74,7 @@ def test_no_answer_is_said(ask, docs):
 
 def test_asks_again_and_again_and_a_bad_question_ends_nothing(ask, docs):
     said = ask(str(docs), stdin=f"{QUESTION}\n\n{'Who ' * 100}\nWho was the keeper?\n", status=2)
+    assert said.out.startswith(f"Q: {QUESTION}\n1. ") and "\n\nQ: Who was the keeper?\n1. " in said.out
     assert said.out.count("1. ") == 2 and said.err.count("paragraphs of 2 files") == 1
     assert "expected at most" in said.last
 
@@ -96,7 +97,7 @@ def test_a_llama_answers_with_a_span_of_the_document(ask, docs, tiny_llama_folde
 @pytest.mark.parametrize("words, expected", [
     (["{docs}/gone.md", QUESTION], "gone.md: no such file or folder"), (["gone", QUESTION], "gone: no such file"),
     ([QUESTION], "no such file or folder"), ([], "no documents"), (["{docs}/gone.md"], "gone.md: no such file"),
-    (["{docs}/gone/"], "gone/: no such file"), (["{docs}", ""], "a question is ''"),
+    (["{docs}/gone/"], "gone/: no such file"), (["{docs}", " "], "the question is ' '"),
     (["{docs}", "Who " * 100], "expected at most"),
     (["-"], "standard input holds the documents"), (["{docs}/empty.md", QUESTION], "no text to read"),
     (["{docs}/binary.txt", QUESTION], "zero bytes"), (["--top", "0", "{docs}", QUESTION], "--top 0"),

@@ -73,6 +73,13 @@ def test_many_at_once_are_as_one_by_one_and_lists_go_with_single_strings(reader)
         assert [one.confidence for one in reply.answers] == pytest.approx([one.confidence for one in alone.answers], abs=1e-4)
 
 
+def test_passages_may_be_one_string_and_num_best_is_at_least_1(reader):
+    assert [one.passage for one in reader.find("Who?", PASSAGES[0], num_best=1)] == [0] and reader.find("Who?", []) == []
+    for ask in (reader.ask, reader.find):
+        with pytest.raises(UserError, match="num_best 0: expected at least 1"):
+            ask("Who?", PASSAGES[0], num_best=0)
+
+
 def texts(replies: list[Reply]) -> list[list[tuple[str, int]]]:
     return [[(one.text, one.start_char) for one in reply.answers] for reply in replies]
 
