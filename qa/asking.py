@@ -10,7 +10,9 @@ passage. Something gets the largest share even where nothing answers the questio
 The evidence compares a span with giving no answer, in the same passage, before any share is made:
 
     BERT    start score + end score - null score of the passage         (decode.py)
-    LLaMA   log P(answer) - log P(refusal)                              (only a model that has learnt to refuse)
+    LLaMA   log P(answer) - log P(refusal)
+
+A model that has not learnt to give no answer has nothing to compare with: then the evidence is the score, or log P(answer).
 
 Devlin et al. 2019 (arXiv:1810.04805, section 4.3) decide by this difference whether a passage has an answer at all; Clark &
 Gardner 2018 (arXiv:1710.10723) show why shares cannot rank passages. docs/results.md has what we measured.

@@ -2,7 +2,8 @@
 
     Reader.answer(data) -> Answered, whose predictions are one `Prediction` a question, in the order of `data.examples`
 
-Made by bert/reader.py and llama/reader.py. Used by evaluation/ (scores, files, marked passages) and training/evaluator.py.
+Made by bert/reader.py and llama/reader.py. Used by evaluation/ (scores, files, marked passages), training/evaluator.py
+and qa/asking.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     answered = reader.answer(load_squad("questions.json"))   # an `Answered` (prediction.py)
 
 The reader is a BertReader (bert/reader.py) or a LlamaReader (llama/reader.py). Its predictions go to evaluation/scoring.py.
-Used by: evaluate.py, and users. A train script makes its own reader from the model that it trains.
+Used by: evaluate.py, qa/ask.py, and users. A train script makes its own reader from the model that it trains.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Results for a person at a terminal: a line of figures, a table, answers marked in their passages.
 
-Used by: evaluate.py, training/evaluator.py.
+Used by: evaluate.py, training/evaluator.py, qa/ask.py (`mark`).
 """
 
 from __future__ import annotations
