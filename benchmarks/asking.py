@@ -62,11 +62,12 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--words", type=int, default=1500)
-    parser.add_argument("--cache-mb", type=int, default=1000)
+    parser.add_argument("--cache-mb", type=int, default=0, help="for a LLaMA: 4000 or so")
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     passages = make_passages(options.data, options.documents, options.words)
-    reader = open_reader(options.ckpt, precision=options.precision, cache_mb=options.cache_mb)
+    more = {"cache_mb": options.cache_mb} if options.cache_mb else {}
+    reader = open_reader(options.ckpt, precision=options.precision, **more)
     is_llama = hasattr(reader, "template")
     clock = Clock(reader.model.model, reader.model.lm_head) if is_llama else Clock(reader.model)
     print(f"{options.ckpt}: {options.documents} documents, {len(passages)} passages, "
@@ -75,7 +76,7 @@ def main() -> None:
         clock.seconds, begin = 0.0, time.perf_counter()
         found = reader.find(question, passages)
         seconds = time.perf_counter() - begin
-        kept = f"; kept: {len(reader.memory.kept)} passages, {reader.memory.num_bytes / 1e6:.0f} MB" if is_llama else ""
+        kept = f"; kept: {len(reader.memory.kept)} passages, {reader.memory.num_bytes / 1e6:.0f} MB" if is_llama and reader.memory else ""
         print(f"question {number}: {seconds:.1f} s, forward passes {clock.seconds:.1f} s: {seconds / clock.seconds:.2f} times; "
               f"first answer {found[0].answer.text!r}{kept}")
 

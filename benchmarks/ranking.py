@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--cache-mb", type=int, default=4000)
+    parser.add_argument("--cache-mb", type=int, default=0, help="for a LLaMA: 4000 or so")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     data = load_squad(options.data, "dev")
@@ -49,7 +49,8 @@ def main() -> None:
         others = [other for other in data.passages if other.title != passage.title]
         pairs += [(example.question, one.text) for one in [passage, *draw.sample(others, options.passages - 1)]]
 
-    reader = open_reader(options.ckpt, precision=options.precision, cache_mb=options.cache_mb)
+    more = {"cache_mb": options.cache_mb} if options.cache_mb else {}
+    reader = open_reader(options.ckpt, precision=options.precision, **more)
     begin = time.perf_counter()
     rank = rank_by_search if hasattr(reader, "template") else rank_by_scores
     rankings = rank(reader, pairs, options.passages)
