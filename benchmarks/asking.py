@@ -76,7 +76,8 @@ def main() -> None:
         clock.seconds, begin = 0.0, time.perf_counter()
         found = reader.find(question, passages)
         seconds = time.perf_counter() - begin
-        kept = f"; kept: {len(reader.memory.kept)} passages, {reader.memory.num_bytes / 1e6:.0f} MB" if is_llama and reader.memory else ""
+        memory = reader.memory if is_llama else None
+        kept = f"; kept: {len(memory.kept)} passages, {memory.num_bytes / 1e6:.0f} MB" if memory else ""
         print(f"question {number}: {seconds:.1f} s, forward passes {clock.seconds:.1f} s: {seconds / clock.seconds:.2f} times; "
               f"first answer {found[0].answer.text!r}{kept}")
 
