@@ -65,20 +65,15 @@ def choose_threshold(data: SquadData, predictions: list[Prediction]) -> float:
 def choose_temperature(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> float:
     """The temperature that fits `data`, for the confidences of answers to other questions (calibration.py)."""
     untouched = calibrate(predictions, na_threshold, 1.0)
-    return fit_temperature(final_confidences(untouched, na_threshold), is_right(data, predictions, na_threshold))
-
-
-def is_right(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> np.ndarray:
-    """[N] bool: whether the final answer is exactly right (EM)."""
-    threshold = (na_threshold or 0.0) if data.is_v2 else None
-    return question_scores(data.examples, final_answers(predictions, threshold), data.is_v2)[0] > 0
+    right = scores_of_questions(data, predictions, na_threshold)[0] > 0  # [N] bool: EM of the final answers
+    return fit_temperature(final_confidences(untouched, na_threshold), right)
 
 
 def confidence_metrics(data: SquadData, predictions: list[Prediction], na_threshold: float | None,
                        temperature: float | None) -> dict[str, float]:
     """How far the confidences are off, with the temperature and (where there is one) without; and the coverage area."""
     threshold = (na_threshold or 0.0) if data.is_v2 else None
-    right = is_right(data, predictions, na_threshold)
+    right = scores_of_questions(data, predictions, na_threshold)[0] > 0  # [N] bool: EM of the final answers
     used = final_confidences(calibrate(predictions, threshold, temperature), threshold)
     metrics = {"ece": calibration_error(used, right), "coverage_area": coverage_area(used, right)}
     if temperature is not None:
