@@ -103,7 +103,7 @@ def _feed(model, reading: Reading, cache: KVCache, searches: Sequence[Search], f
     """Run the model on these nodes: [T, H]."""
     device = reading.hidden.device
     questions = torch.tensor([q for q, _ in fed], device=device)  # [T]
-    ids = torch.tensor([searches[q].trie.tokens[node] for q, node in fed], device=device)
+    ids = torch.tensor([searches[q].trie.token(node) for q, node in fed], device=device)
     seen = [[searches[q].columns[step] for step in searches[q].trie.path(node)] for q, node in fed]
     depth = max(map(len, seen))
     positions = reading.positions[questions] + torch.tensor([len(columns) - 1 for columns in seen], device=device)
@@ -117,7 +117,7 @@ def _feed(model, reading: Reading, cache: KVCache, searches: Sequence[Search], f
 
 def _expand(model, template: PromptTemplate, hidden: Tensor, nodes: list[tuple[Search, int]], chunk: int) -> None:
     """Tell the searches what follows their nodes. hidden: [T, H], of each node's token."""
-    children = [search.trie.children[node] for search, node in nodes]
+    children = [search.trie.children(node) for search, node in nodes]
     before = torch.tensor([t for t, tokens in enumerate(children) for _ in tokens], dtype=torch.int64, device=hidden.device)
     tokens = torch.tensor([token for tokens in children for token in tokens], dtype=torch.int64, device=hidden.device)  # [N]
     log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, tokens, chunk)  # [N], [T]
