@@ -30,7 +30,7 @@ from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
 from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, read, refusal_log_probs
+from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, logit_rows, read, refusal_log_probs
 from qa.llama.rivals import Rivals
 from qa.llama.schedule import Search
 from qa.llama.search import Extraction
@@ -49,8 +49,7 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
         memory: of passages, which are then not read again (reading.py).
         rivals: if all prompts ask the same question, and only its best answers over all passages are wanted (rivals.py).
     """
-    # `chunk` rows of logits take no more memory than the hidden states of a micro-batch that is read.
-    chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
+    chunk = logit_rows(model, micro_tokens)
     found: dict[Prompt, Extraction] = {}
     for reading in read(model, template, prompts, micro_tokens, memory):
         refusals = refusal_log_probs(model, reading, template, chunk)
