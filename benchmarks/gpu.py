@@ -1,13 +1,14 @@
 """Training and decoding on one GPU, against plain loops with transformers' own models, in one run.
 
-    python benchmarks/gpu.py [--budget 300] [--only bert,llama,decoding]
+    python benchmarks/gpu.py [--only bert,llama,decoding] [--kinds plain,ours,compiled] [--budget 300]
 
 Random weights and made-up tokens of SQuAD's lengths, in the shapes of BERT-base, BERT-large and a LLaMA of 1.2 billion
 parameters: speed does not depend on what the tokens are. Each line is the median of several timed blocks of steps, with the
 peak memory, the share of the time in which a kernel runs, kernels launched and waits for the GPU in a step, and the share of
 the card's matrix products: 6 floating-point operations per encoder parameter and token for BERT, 4 for a frozen LLaMA.
 
---tiny: small models, on a CPU too, to test this program itself. After --budget seconds the rest is left out, and that is said.
+plain: the usual loop; ours: a step of the training scripts; compiled: with --compile, which takes minutes at first. --tiny:
+small models, on a CPU too, to test this program itself. After --budget seconds the rest is left out, and that is said.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=300)
     parser.add_argument("--only", default="bert,llama,decoding")
+    parser.add_argument("--kinds", default="plain,ours")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -153,8 +155,8 @@ def bert_training(options) -> None:
         windows = make_windows(6000, np.random.default_rng(1), config.vocab_size)
         for batch_size in (16, 48):
             plan = epoch_plan(windows.lengths, batch_size, 0, 0)
-            for kind in ("plain", "ours", "ours --compile"):
-                if left_out(options, f"{name}, {batch_size}, {kind}") or (kind.endswith("compile") and not CUDA):
+            for kind in options.kinds.split(","):
+                if left_out(options, f"{name}, {batch_size}, {kind}"):
                     continue
                 torch.manual_seed(0)
                 if kind == "plain":
@@ -164,7 +166,7 @@ def bert_training(options) -> None:
                     model = BertSpanModel(encoder).to(DEVICE).train()
                     replace_dropout(model)
                 make_step = plain_bert_step if kind == "plain" else our_bert_step
-                step = make_step(model, windows, plan, torch.compile(model, dynamic=True) if "compile" in kind else model)
+                step = make_step(model, windows, plan, torch.compile(model, dynamic=True) if kind == "compiled" else model)
                 weights = sum(p.numel() for path, p in model.named_parameters() if ".encoder." in path and p.ndim > 1)
                 tokens = float(np.mean([windows.lengths[batch].sum() for batch in plan[:30]]))
                 measure(f"{name}, batch {batch_size}, {kind}", step, "windows", batch_size, 6 * weights * tokens, options)
@@ -184,7 +186,8 @@ def our_bert_step(model, windows, plan, forward):
             loss = span_loss(start, end, micro_batch) / len(batch)
             loss.backward()
             loss_sum += loss.detach()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0).item(), loss_sum.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.stack([loss_sum, norm.double()]).tolist()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -228,17 +231,17 @@ def make_llama(options, lora: bool = True) -> LlamaForCausalLM:
 
 def llama_training(options) -> None:
     for batch_size in (16, 64):
-        for kind in ("plain rows", "ours", "ours --compile"):
-            if left_out(options, f"LLaMA, {batch_size}, {kind}") or (kind.endswith("compile") and not CUDA):
+        for kind in options.kinds.split(","):
+            if left_out(options, f"LLaMA, {batch_size}, {kind}"):
                 continue
             model = make_llama(options).train()
             prompts = make_prompts(120, np.random.default_rng(2), model.config.vocab_size, answer=5)
             batches = [prompts[at : at + batch_size] for at in range(0, len(prompts) - batch_size, batch_size)]
-            make_step = plain_llama_step if kind == "plain rows" else our_llama_step
+            make_step = plain_llama_step if kind == "plain" else our_llama_step
             weights = sum(p.numel() for path, p in model.named_parameters() if "layers" in path and p.ndim > 1)
             read = np.mean([sum(row.num_tokens() for rows in micro_batches(batch, 1, MICRO_TOKENS) for row in rows)
                             for batch in batches])
-            measure(f"LLaMA 1B LoRA, batch {batch_size}, {kind}", make_step(model, batches, "compile" in kind), "questions",
+            measure(f"LLaMA 1B LoRA, batch {batch_size}, {kind}", make_step(model, batches, kind == "compiled"), "questions",
                     batch_size, 4 * weights * float(read), options)
             del model
             if CUDA:
@@ -260,7 +263,8 @@ def our_llama_step(model, batches, compiled: bool):
                 loss = forward(micro_batch) / (5 * len(batch))
             loss.backward()
             loss_sum += loss.detach()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0).item(), loss_sum.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.stack([loss_sum, norm.double()]).tolist()
         optimizer.step()
         optimizer.zero_grad()
 
