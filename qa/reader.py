@@ -88,8 +88,7 @@ def _open_bert(path: Path, settings: ReadSettings, options: ReadingOptions, runt
     """A question-answering model, or a plain encoder, which gets a random span head."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
-    config = model.config
-    precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
+    precision = choose_precision(options.precision, runtime, *model.widths)
     model.to(runtime.device, precision.parameter_dtype)
     tokenizer = weights.load_tokenizer(path)
     notes = weights.tokenizer_warnings(tokenizer)

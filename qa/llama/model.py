@@ -19,7 +19,7 @@ from qa.errors import UserError
 from qa.files import make_readable
 from qa.llama.gguf import check_gguf, set_special_tokens
 from qa.llama.lora import lora_layers, merge, unmerge
-from qa.weights import expect_family, load_tokenizer, read_config
+from qa.weights import expect_reader, load_tokenizer, read_config
 
 
 def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
@@ -68,7 +68,7 @@ def context_length(model: LlamaForCausalLM, max_length: int | None) -> int:
 
 def check_base_folder(folder: Path) -> None:
     """Its config.json says that it is a LLaMA with ordinary weights."""
-    expect_family(folder, "llama")
+    expect_reader(folder, "llama")
     if packing := read_config(folder).get("quantization_config"):
         method = packing.get("quant_method", "an unnamed method")
         raise UserError(f"{folder} holds weights packed by {method}; give the model without it, or a .gguf")
