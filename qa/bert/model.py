@@ -154,7 +154,7 @@ def _from_pretrained(folder: Path, config: PreTrainedConfig, family: Family) -> 
     unexpected = {key for key in info["unexpected_keys"] if not key.startswith(pretraining)}
     misshapen = {key for key, *_ in info["mismatched_keys"]}
     if missing - misshapen not in (set(), head) or unexpected or misshapen:
-        raise UserError(f"{folder}: not a BERT encoder or {type(loaded).__name__} checkpoint with two labels; missing "
-                        f"{sorted(missing - misshapen)[:3]}, without a place {sorted(unexpected)[:3]}, of another "
+        raise UserError(f"{folder}: not a {family.model_type} encoder or {type(loaded).__name__} checkpoint with two labels; "
+                        f"missing {sorted(missing - misshapen)[:3]}, without a place {sorted(unexpected)[:3]}, of another "
                         f"shape {sorted(misshapen)[:3]}")
     return loaded, bool(missing)

@@ -140,10 +140,8 @@ def test_worked_case(tokenizers):
     assert passage.text[windows.offsets[first, 0]:windows.offsets[past - 1, 1]] == passage.text
 
 
-@pytest.mark.parametrize("max_length, overlap", [(24, 3), (64, 30)])
-def test_windows_equal_transformers_own_encoding_of_the_pair(max_length, overlap, family, save):
-    """Also of texts that begin with blanks. Offsets: theirs, without blanks at the edges."""
-    folder = save()
+def assert_windows_equal_transformers(family: str, folder: Path, max_length: int, overlap: int) -> None:
+    """Offsets: theirs, without blanks at the edges."""
     tokenizer, reference = weights.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     passages = random_passages(max_length)
     windows = make_windows(passages, tokenizer, max_length, overlap)
@@ -176,6 +174,25 @@ def test_windows_equal_transformers_own_encoding_of_the_pair(max_length, overlap
             num_compared += 1
         questions += 1
     assert num_compared > questions > 10
+
+
+@pytest.mark.parametrize("max_length, overlap", [(24, 3), (64, 30)])
+def test_windows_equal_transformers_own_encoding_of_the_pair(max_length, overlap, family, save):
+    """Also of texts that begin with blanks."""
+    assert_windows_equal_transformers(family, save(), max_length, overlap)
+
+
+@pytest.mark.parametrize("family", ["roberta"], indirect=True)
+@pytest.mark.parametrize("add_prefix_space, trim_offsets", [(True, True), (True, False), (False, False)])
+def test_windows_where_a_token_has_the_space_before_its_word(add_prefix_space, trim_offsets, family, save):
+    folder = save()
+    path = folder / "tokenizer_config.json"
+    settings = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets}
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    loaded = weights.load_tokenizer(folder)
+    assert loaded.backend_tokenizer.encode("Ann met", add_special_tokens=False).offsets[-1][1] == 7
+    assert (loaded.tokenize("Ann")[0][0] == "Ġ") == add_prefix_space
+    assert_windows_equal_transformers(family, folder, 40, 9)
 
 
 def test_labels_recover_the_answers(family, save):
