@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qa.llama.attention import use_packed_attention, visible
+from qa.llama.attention import for_query_heads, use_packed_attention, visible
 from qa.llama.encode import Prompt
 from qa.llama.packing import MicroBatch
 from qa.training.precision import at_least_fp32
@@ -40,7 +40,7 @@ def hidden_states(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
     segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)  # [B, L]
     return model.model(
         input_ids=micro_batch.input_ids[None], position_ids=micro_batch.positions[None],
-        attention_mask=visible(segments, segments), layout=micro_batch.layout, use_cache=False,
+        attention_mask=for_query_heads(visible(segments, segments), model), layout=micro_batch.layout, use_cache=False,
     ).last_hidden_state[0]
 
 
