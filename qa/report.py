@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from qa.data.squad import DEMO_NAMES, load_squad
 from qa.errors import UserError, exit_status
@@ -29,8 +30,7 @@ def main() -> None:
     options, _ = parse(ReportOptions, __doc__)
     if not (options.out or options.figures or options.markdown):
         raise UserError("nothing to make: give --out report.html, --figures FOLDER or --markdown")
-    if options.out or options.figures:
-        import_plots()
+    page, plots = import_page() if options.out or options.figures else (None, None)
     for path in filter(None, (options.figures, options.out and Path(options.out).parent)):
         check_out(path)
     systems, warnings = read_systems(options.folders)
@@ -38,12 +38,8 @@ def main() -> None:
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     if options.out:
-        from qa.reporting.page import page
-
-        write(Path(options.out), page(systems, questions, list(options.folders)))
+        write(Path(options.out), page.page(systems, questions, list(options.folders)))
     if options.figures:
-        from qa.reporting import plots
-
         for name in plots.PLOTS:
             try:
                 write(Path(options.figures) / f"{name}.svg", plots.svg(name, systems, questions, for_page=False))
@@ -55,12 +51,14 @@ def main() -> None:
             print("", markdown(difference_rows(systems)), sep="\n")
 
 
-def import_plots() -> None:
+def import_page() -> tuple[ModuleType, ModuleType]:
+    """page.py and plots.py, which need matplotlib."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("matplotlib is missing, which draws the plots: pip install -r requirements-report.txt; or give "
-                        "--markdown alone") from None
+        from qa.reporting import page, plots
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing, which draws the plots: pip install -r requirements-report.txt; or give "
+                        "--markdown alone, which needs no plots") from None
+    return page, plots
 
 
 def read_questions(data: str | None, systems: list[System]) -> list[Question] | None:

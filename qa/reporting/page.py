@@ -21,7 +21,8 @@ SIGNS = dict(zip(plots.MARKERS, "●■◆▲▼", strict=True))
 CSS = """
 :root { color-scheme: light dark; --ink: #1b2733; --soft: #5b6875; --line: #d8dee4; --page: #fff; --gold: #ffe9a8; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e8ed; --soft: #9aa7b3; --line: #38424c; --page: #14191e; --gold: #6b5410; } }
+  :root { --ink: #e3e8ed; --soft: #9aa7b3; --line: #38424c; --page: #14191e; --gold: #6b5410; }
+  svg, .swatch { filter: brightness(1.4); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 78rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, "DejaVu Sans", sans-serif; }
@@ -39,7 +40,7 @@ article h3 { font-size: 1rem; margin: 0 0 .4rem; max-width: 44rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .75rem; margin: 0 0 .5rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .passage { max-width: 44rem; margin: 0; font-size: .9375rem; line-height: 1.9; overflow-wrap: anywhere; white-space: pre-line; }
-.gold { background: var(--gold); border-radius: 2px; } .first { box-shadow: inset 0 -2px var(--one); }
+.gold { background: var(--gold) padding-box; } .first { box-shadow: inset 0 -2px var(--one); }
 .second { border-bottom: 3px dotted var(--two); }
 """
 
@@ -49,7 +50,7 @@ def page(systems: list[System], questions: list[Question] | None, sources: list[
     data, num_runs = str(first.conditions.get("data", "")), sum(len(system.evaluations) for system in systems)
     looks = {system.label: plots.look(system) for system in systems}
     parts = [f"<h1>Extractive question answering: {counted(len(systems), 'system')}</h1>",
-             f'<p class="soft">{counted(num_runs, "evaluation")} of the same {counted(len(first.titles), "question")}'
+             f'<p class="soft">{counted(num_runs, "evaluation")} on the same {counted(len(first.titles), "question")}'
              f"{' of ' + escape(data) if data else ''}</p>",
              "<h2>Systems</h2>", table(system_rows(systems), looks, left=(0, 2)),
              f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {caution(systems[0])}</p>']
@@ -84,7 +85,7 @@ def table(rows: Rows, looks: dict[str, dict], left: tuple[int, ...]) -> str:
 def differing(systems: list[System], questions: list[Question] | None) -> str:
     """For two systems, the questions that one answers better, the largest difference in F1 first; of the first seeds."""
     if len(systems) != 2:
-        return f'<p class="none">For two systems, the questions where they differ. Here: {len(systems)}.</p>'
+        return f'<p class="none">This is for exactly two systems; here are {len(systems)}.</p>'
     if questions is None:
         return '<p class="none">This needs the questions and their passages: give --data FILE.</p>'
     runs = [system.evaluations[0] for system in systems]
@@ -108,7 +109,7 @@ def differing(systems: list[System], questions: list[Question] | None) -> str:
             lines.append((mark, system.label, f"{answer or '(no answer)'}   (F1 {100 * run.scores['f1'][row]:.0f})"))
         text = "".join(f'<span class="{" ".join(on)}">{escape(part)}</span>' if on else escape(part)
                        for part, on in segments(passage, marks))
-        parts.append(f"<article><h3>{escape(example.question)}</h3><dl>"
+        parts.append(f'<article id="{escape(example.id)}"><h3>{escape(example.question)}</h3><dl>'
                      + "".join(f'<dt><span class="{mark}">{escape(name)}</span></dt><dd>{escape(value)}</dd>'
                                for mark, name, value in lines)
                      + f'</dl><p class="passage">{text}</p></article>')

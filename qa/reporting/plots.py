@@ -26,7 +26,7 @@ from qa.reporting.questions import Question, best_spans, breakdowns
 from qa.reporting.systems import FAMILIES, System
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"]  # one for each curve, then again
-MARKERS, DASHES = "osD^v", [":", "--", "-.", (0, (7, 1)), "-"]  # one for each place in a curve
+MARKERS, DASHES = "osD^v", ["-", "--", "-.", ":", (0, (7, 1))]  # one for each place in a curve
 INK = "#1B2733"  # text and axes; in the page it becomes the colour of the page's text
 STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "text.parse_math": False, "text.color": INK,
          "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -56,7 +56,7 @@ def draw(axes: Axes, x: np.ndarray, y: np.ndarray, system: System) -> None:
 
 def learning_curves(systems: list[System], questions: list[Question] | None) -> Figure:
     curves: dict[int, list[System]] = {}
-    for system in sorted(systems, key=lambda system: system.place):
+    for system in systems:
         if system.size:
             curves.setdefault(system.curve, []).append(system)
     if not any(len(curve) > 1 for curve in curves.values()):

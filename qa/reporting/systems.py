@@ -90,8 +90,8 @@ class System:
     evaluations: list[Evaluation]  # one for each seed
     label: str
     size: int | None  # training questions; None: unknown
-    curve: int = 0  # the number of its curve, and its place there by size
-    place: int = 0
+    curve: int = 0  # the number of its curve
+    place: int = 0  # in its curve; 0 is the largest size
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class System:
 
 
 def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
-    """The systems, curve by curve, all on the same questions in the same order; and warnings."""
+    """The systems, curve by curve and there by size, all on the same questions in the same order; and warnings."""
     evaluations: dict[Path, Evaluation] = {}
     warnings, first = [], None
     for path in map(Path, paths):
@@ -125,7 +125,7 @@ def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
     systems = [System(group, name_of(group[0]), group[0].num_trained_on()) for group in groups.values()]
     tell_apart(systems)
     find_curves(systems)
-    return sorted(systems, key=lambda system: (system.curve, system.place)), warnings
+    return sorted(systems, key=lambda system: (system.curve, -system.place)), warnings
 
 
 def read_evaluation(folder: Path, first: Evaluation | None) -> Evaluation:
@@ -176,7 +176,7 @@ def find_curves(systems: list[System]) -> None:
     curves = []
     for group in groups.values():
         sizes = {system.size for system in group} - {None}
-        curves += [[one] for one in group] if len(sizes) < len(group) else [sorted(group, key=lambda system: system.size)]
+        curves += [[one] for one in group] if len(sizes) < len(group) else [sorted(group, key=lambda system: -system.size)]
     for curve, group in enumerate(curves):
         for place, system in enumerate(group):
             system.curve, system.place = curve, place
