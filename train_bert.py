@@ -51,7 +51,6 @@ def main() -> None:
     options, typed = parse(BertOptions, __doc__, DEMO_BERT)
     runtime = distributed.start(options.deterministic)
     options = find_run(options, runtime)
-    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
     # ---- data: passages -> windows ------------------------------------------------------------------------------
@@ -72,12 +71,14 @@ def main() -> None:
     config = model.config
     precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
     model.to(runtime.device, precision.parameter_dtype)
+    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device, model, precision.is_half)
     forward = torch.compile(model, dynamic=True) if options.compile else model
     parameters = list(model.parameters())
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
     say(f"{options.model}: {sum(parameter.numel() for parameter in parameters):,} parameters, all trained; span head "
-        f"{'trained already' if head_is_trained else 'new'}; {runtime}; {precision.reason}",
+        f"{'trained already' if head_is_trained else 'new'}; {runtime}, at most {micro_tokens:,} tokens at a time; "
+        f"{precision.reason}",
         *advice(options, typed, model), sep="\n")
     settings, _ = resolve("bert", asdict(options), {"is_v2": data.is_v2})
     reader = BertReader(forward, tokenizer, settings, precision, runtime, micro_tokens)
@@ -130,8 +131,8 @@ def main() -> None:
         # ---- sum over ranks, clipping ---------------------------------------------------------------------------
         distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
         scaler.unscale_(optimizer)  # divides it by fp16's factor
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
-        mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf)
+        mean_loss, grad_norm, stop_requested = agree(loss_sum, norm, stop, runtime)  # over all ranks; qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
             ids = [questions[index].id for index in sorted(set(windows.example_index[batch]))]

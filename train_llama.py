@@ -58,7 +58,6 @@ def main() -> None:
     options, typed = parse(LlamaOptions, __doc__, DEMO_LLAMA)
     runtime = distributed.start(options.deterministic)
     options = find_run(options, runtime)
-    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device)
     say = print if runtime.is_main else lambda *_, **__: None
 
     # ---- data and base model: passages -> prompts ---------------------------------------------------------------
@@ -86,11 +85,14 @@ def main() -> None:
     model.to(runtime.device).train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # reentrant: the input must require grad, ours is frozen
+    micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device, model, precision.is_half,
+                                                   options.gradient_checkpointing)
     forward = torch.compile(AnswerLoss(model), dynamic=True) if options.compile else AnswerLoss(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_adamw(model, options.lr, options.weight_decay)
     scaler = precision.grad_scaler()
-    say(describe_trainable(model), f"{runtime}; {precision.reason}", *advice(options, typed, model), sep="\n")
+    say(describe_trainable(model), f"{runtime}, at most {micro_tokens:,} tokens at a time; {precision.reason}",
+        *advice(options, typed, model), sep="\n")
     settings, _ = resolve("llama", {**asdict(options), "max_length": max_length, "prompt": template.settings()},
                           {"is_v2": data.is_v2})
     reader = LlamaReader(model, template, settings, precision, runtime, micro_tokens)
@@ -147,8 +149,8 @@ def main() -> None:
         # ---- sum over ranks, clipping ---------------------------------------------------------------------------
         distributed.sum_gradients(parameters, runtime)  # now every rank has the gradient of the mean loss of `batch`
         scaler.unscale_(optimizer)  # divides it by fp16's factor
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf).item()
-        mean_loss, stop_requested = agree(loss_sum, stop, runtime)  # sums both over the ranks; see qa/training/state.py
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf)
+        mean_loss, grad_norm, stop_requested = agree(loss_sum, norm, stop, runtime)  # over all ranks; qa/training/state.py
         if reason := trouble(scaler, mean_loss, grad_norm):
             log.close()
             raise stopped_before(step + 1, reason, [prompt.id for prompt in batch], folder)

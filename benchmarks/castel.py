@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from qa.llama.candidates import Trie
+from qa.llama.candidates import ROOT, Trie
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
 from qa.llama.prompt import PromptTemplate
@@ -41,7 +41,7 @@ def reference_extract(model, template: PromptTemplate, prompt: Prompt, text: str
         [start_char, end_char) in `text`, log P(span, end | prompt), and the number of tokens fed behind the prompt.
     """
     trie = make_trie_fast(template, text, max_answer_length)
-    rows = [trie.path(node) for node in range(1, len(trie.tokens)) if not trie.children[node]]  # of nodes
+    rows = paths_to_leaves(trie)  # of nodes
     before = torch.tensor([template.instruction_ids + prompt.piece.ids + prompt.question_ids], device=model.device)
     prompt_read = model(before, use_cache=True, logits_to_keep=1)
     best, best_node, num_positions = -math.inf, None, 0
@@ -51,19 +51,29 @@ def reference_extract(model, template: PromptTemplate, prompt: Prompt, text: str
         num_positions += len(part) * (log_probs.shape[1] - 1)
         ends = log_probs[:, :, template.end_token_ids].logsumexp(dim=-1)  # [R, n + 1]
         for row, nodes in enumerate(part):
-            tokens = torch.tensor([trie.tokens[node] for node in nodes], device=model.device)
+            tokens = torch.tensor([trie.token(node) for node in nodes], device=model.device)
             prefixes = log_probs[row, torch.arange(len(nodes)), tokens].cumsum(dim=0)  # [n]
             scores = (prefixes + ends[row, 1 : len(nodes) + 1]).tolist()
             for node, score in zip(nodes, scores, strict=True):
-                if trie.spans[node] is not None and score > best:
+                if trie.span(node) is not None and score > best:
                     best, best_node = score, node
-    return None if best_node is None else trie.spans[best_node], best, num_positions
+    return None if best_node is None else trie.span(best_node), best, num_positions
+
+
+def paths_to_leaves(trie: Trie) -> list[list[int]]:
+    paths, found = [[]], []
+    while paths:
+        path = paths.pop()
+        children = trie.children(path[-1] if path else ROOT).values()
+        paths += [[*path, child] for child in children]
+        found += [] if children or not path else [path]
+    return found
 
 
 def row_log_probs(model, trie: Trie, rows: list[list[int]], prompt_read) -> torch.Tensor:
     """What follows the prompt, and then each token of a row: [R, n + 1, V], n the longest row's length."""
     width = max(map(len, rows))
-    ids = torch.tensor([[trie.tokens[node] for node in nodes] + [0] * (width - len(nodes)) for nodes in rows])  # [R, n]
+    ids = torch.tensor([[trie.token(node) for node in nodes] + [0] * (width - len(nodes)) for nodes in rows])  # [R, n]
     cache = copy.deepcopy(prompt_read.past_key_values)
     cache.batch_repeat_interleave(len(rows))
     logits = model(ids.to(model.device), past_key_values=cache, use_cache=True).logits  # padding stands behind all that counts

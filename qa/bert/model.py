@@ -58,7 +58,8 @@ class BertSpanModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
-        hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
+        visible = attention_mask[:, None, None, :]  # with 4 dimensions transformers takes it as it is: no question to the GPU
+        hidden = self.bert(input_ids, attention_mask=visible, token_type_ids=token_type_ids).last_hidden_state
         return self.qa_outputs(hidden)  # [B, L, H] -> 2 x [B, L]
 
 

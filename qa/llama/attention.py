@@ -12,7 +12,7 @@ without a `layout` (transformers' own `generate`) goes on to transformers' sdpa,
 
 `visible` is the mask: which tokens of a row may be seen (packing.py explains the segments). Where a key head serves g query
 heads, the queries of these g heads are laid side by side as queries of one head, so that no key is copied:
-[B, kv, g L, d] x [B, kv, C, d].
+[B, kv, g L, d] x [B, kv, C, d]. `for_query_heads` repeats the mask for them, once for all layers.
 
 Letters: B rows, L tokens of the longest, T tokens of all, C keys per row, h query heads, kv key heads, g = h / kv, d size of a
 head. Used by: loss.py, reading.py, cache.py; packing.py (Layout).
@@ -77,6 +77,11 @@ def visible(query_segments: Tensor, key_segments: Tensor) -> Tensor:
     return (not_later & shared_or_own)[:, None]
 
 
+def for_query_heads(mask: Tensor, model: nn.Module) -> Tensor:
+    """[B, 1, L, C] -> [B, 1, g L, C], as `packed_attention` wants it. model: its config knows g."""
+    return mask.repeat(1, 1, model.config.num_attention_heads // model.config.num_key_value_heads, 1)
+
+
 def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                      layout: Layout | None = None, dropout: float = 0.0, scaling: float | None = None,
                      **kwargs) -> tuple[Tensor, None]:
@@ -85,7 +90,7 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     Args:
         query: [1, h, T, d].
         key, value: [1, kv, T, d], or [B, kv, C, d] from a cache.
-        attention_mask: [B, 1, L, C], as `visible` makes it.
+        attention_mask: [B, 1, g L, C], as `for_query_heads` makes it.
 
     Returns [1, T, h, d], and None for the attention weights, which nobody asks for.
     """
@@ -97,8 +102,7 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     query = query.permute(0, 2, 3, 1, 4).reshape(B, kv, h // kv * L, d)
     if not layout.is_cached:
         key, value = (layout.spread(flat[0].transpose(0, 1)).transpose(1, 2) for flat in (key, value))  # [B, kv, L, d]
-    mask = attention_mask.repeat(1, 1, h // kv, 1)  # [B, 1, g L, C]
-    output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)  # [B, kv, g L, d]
+    output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)  # [B, kv, g L, d]
     output = output.view(B, kv, h // kv, L, d).permute(0, 3, 1, 2, 4).reshape(B, L, h, d)
     return layout.gather(output)[None], None
 

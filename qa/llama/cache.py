@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qa.llama.attention import Layout, visible
+from qa.llama.attention import Layout, for_query_heads, visible
 
 GROWTH = 64  # columns by which a full cache grows at least
 
@@ -92,7 +92,8 @@ def forward_tokens(model, cache: KVCache, rows: Tensor, ids: Tensor, positions: 
     if seen is not None:
         mask[rows[:, None], 0, slots[:, None], seen] = True
     hidden = model.model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=mask, past_key_values=cache, use_cache=True,
+        input_ids=ids[None], position_ids=positions[None], attention_mask=for_query_heads(mask, model),
+        past_key_values=cache, use_cache=True,
         layout=layout,  # unknown to transformers: it hands it on to our attention function (attention.py)
     ).last_hidden_state[0]  # [T, H]
     if keep:

@@ -11,17 +11,23 @@ The trie has one node for each *prefix*, so the search (search.py) scores "The" 
 
     root -- " The" [The] -- " tower" [The tower] -- " (" [The tower (] -- ...      [..]: a candidate ends here
 
+It is kept as rows of tokens in alphabetic order, and nothing else. Rows that begin alike are neighbours, so a node is a first
+row and a depth; its children are where the rows begin to differ. Only nodes that the search comes to are ever made.
+
 Equal token sequences are one candidate. Of its places in the passage it takes, nearly as grounding.py does, the first
 whose edges are edges of large units ("1889" in "1889ish, 1889": the second place), else the first found.
 
 `make_trie` is the plain way: every string is encoded by itself. candidates_fast.py makes the same trie in a hundredth of the
-time. Used by: search.py, schedule.py, extract.py, candidates_fast.py, llama/reader.py.
+time. Used by: search.py, schedule.py, extract.py, trace.py, candidates_fast.py, llama/reader.py.
+
+Letters: R rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from qa.data.squad import Example
 from qa.llama.encode import Prompt
@@ -30,49 +36,80 @@ from qa.llama.units import LARGE_UNITS, SMALL_UNITS, Units, cut
 from qa.llama.wording import one_line
 
 ROOT = 0
+NO_END = -1
+
+
+class Row(NamedTuple):
+    """Candidates that begin at one unit, each beginning as the next one does."""
+
+    tokens: list[int]  # of the longest
+    first: int  # the unit
+    lasts: list[int]  # of each token: the last unit (inclusive) of the candidate that it completes, or NO_END
 
 
 class Trie:
-    """The distinct candidates of one passage. A node is a number; the number of its parent is smaller."""
+    """The distinct candidates of one passage. A node's number is depth * R + its first row; a parent's number is smaller."""
 
-    def __init__(self) -> None:
-        self.tokens = [-1]  # of each node
-        self.parents = [-1]
-        self.children: list[dict[int, int]] = [{}]  # token -> node
-        self.spans: list[tuple[int, int] | None] = [None]  # [start_char, end_char) of the candidate that ends here
-        self._is_whole = [False]
+    def __init__(self, rows: Iterable[Row], units: Units) -> None:
+        self._rows, self._units = sorted(rows, key=lambda row: row.tokens), units
+        self._num_rows = max(len(self._rows), 1)
+        before = [[], *(row.tokens for row in self._rows)]
+        self._shared = [_num_shared(*pair) for pair in zip(before, before[1:], strict=False)]  # [R] with the row before
+        self._parents: dict[int, int] = {}  # of the nodes that `children` has returned
+        self.children = functools.cache(self._children)
+        self.span = functools.cache(self._span)
 
-    def walk(self, node: int, token_ids: Sequence[int]) -> int:
-        """Go from `node` along these tokens; make the nodes that are missing."""
-        children = self.children
-        for token in token_ids:
-            child = children[node].get(token)
-            if child is None:
-                child = children[node][token] = len(self.tokens)
-                self.tokens.append(token)
-                self.parents.append(node)
-                children.append({})
-                self.spans.append(None)
-                self._is_whole.append(False)
-            node = child
-        return node
-
-    def end(self, node: int, start_char: int, end_char: int, is_whole: bool) -> None:
-        """A candidate ends at `node`. Of two places the one with `is_whole` is kept, else the one that came first."""
-        if self.spans[node] is None or (is_whole and not self._is_whole[node]):
-            self.spans[node], self._is_whole[node] = (start_char, end_char), is_whole
+    def num_nodes(self) -> int:
+        """The root is counted too."""
+        return 1 + sum(len(row.tokens) for row in self._rows) - sum(self._shared)
 
     def path(self, node: int) -> list[int]:
         """The nodes from the root's child to `node`."""
         nodes = []
         while node != ROOT:
             nodes.append(node)
-            node = self.parents[node]
+            node = self._parents[node]
         return nodes[::-1]
 
+    def token(self, node: int) -> int:
+        depth, row = divmod(node, self._num_rows)
+        return self._rows[row].tokens[depth - 1]
+
     def prefix(self, node: int) -> list[int]:
-        """The tokens on this path."""
-        return [self.tokens[step] for step in self.path(node)]
+        """The tokens from the root to the node."""
+        depth, row = divmod(node, self._num_rows)
+        return self._rows[row].tokens[:depth] if depth else []
+
+    def _children(self, node: int) -> dict[int, int]:
+        """token -> node, in the order of the tokens."""
+        depth, found = node // self._num_rows, {}
+        for row in self._rows_of(node):
+            tokens = self._rows[row].tokens
+            if len(tokens) > depth and tokens[depth] not in found:
+                found[tokens[depth]] = child = (depth + 1) * self._num_rows + row
+                self._parents[child] = node
+        return found
+
+    def _span(self, node: int) -> tuple[int, int] | None:
+        """[start_char, end_char) of the candidate that ends here, or None."""
+        depth, places = node // self._num_rows, []
+        for row in self._rows_of(node) if depth else []:
+            _, first, lasts = self._rows[row]
+            if lasts[depth - 1] != NO_END:
+                places.append((self._units.starts[first], self._units.ends[lasts[depth - 1]]))
+        is_whole = cut(self._units.text, LARGE_UNITS).are_edges
+        return min(places, key=lambda place: (not is_whole(*place), place), default=None)
+
+    def _rows_of(self, node: int) -> range:
+        """The rows that begin with the node's prefix."""
+        depth, first = divmod(node, self._num_rows)
+        later = range(first + 1, len(self._rows))
+        return range(first, next((row for row in later if self._shared[row] < depth), len(self._rows)))
+
+
+def _num_shared(tokens: Sequence[int], others: Sequence[int]) -> int:
+    return next((place for place, pair in enumerate(zip(tokens, others, strict=False)) if pair[0] != pair[1]),
+                min(len(tokens), len(others)))
 
 
 def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Sequence[int] | None = None) -> Trie:
@@ -80,26 +117,22 @@ def make_trie(template: PromptTemplate, text: str, max_tokens: int, stops: Seque
 
     stops[u], if given: no string from unit u with unit stops[u] in it is tried; it has too many tokens (candidates_fast.py).
     """
-    trie, units = Trie(), cut(text, SMALL_UNITS)
+    units, rows = cut(text, SMALL_UNITS), []
     for first in range(len(units)):
         lasts = range(first, stops[first] if stops else len(units))
         encoded = template.encode_within_answer([answer_string(units, first, last) for last in lasts], begin=True)
-        for last, ids in zip(lasts, encoded, strict=True):
-            if len(ids) < max_tokens:
-                add_candidate(trie, ROOT, ids, units, first, last)
-    return trie
+        rows += [row_of_one(ids, first, last) for last, ids in zip(lasts, encoded, strict=True) if 0 < len(ids) < max_tokens]
+    return Trie(rows, units)
+
+
+def row_of_one(ids: list[int], first: int, last: int) -> Row:
+    """One candidate, the units first..last (inclusive)."""
+    return Row(ids, first, [NO_END] * (len(ids) - 1) + [last])
 
 
 def answer_string(units: Units, first: int, last: int) -> str:
     """The units first..last (inclusive), as an answer is written."""
     return one_line(units.string(first, last))
-
-
-def add_candidate(trie: Trie, node: int, ids: list[int], units: Units, first: int, last: int) -> None:
-    """Add the units first..last (inclusive). The candidate's tokens are those of `node`'s prefix, then `ids`."""
-    start_char, end_char = units.starts[first], units.ends[last]
-    is_whole = cut(units.text, LARGE_UNITS).are_edges(start_char, end_char)
-    trie.end(trie.walk(node, ids), start_char, end_char, is_whole)
 
 
 def describe_reachability(template: PromptTemplate, examples: Sequence[Example], prompts: Sequence[Prompt],

@@ -5,83 +5,147 @@ is between two spaces) can be encoded alone:
 
     tokens("The tower (1889") = tokens("The") + tokens(" tower") + tokens(" (1889")
 
-So a few hundred words and parts of words are encoded, and the rest is concatenation. Whether this holds is checked in every
-passage, for the longest string from every unit. Where it does not hold (a tokenizer with a token "of the"), `make_trie` encodes
-each string by itself.
+So a few hundred words and parts of words are encoded. The tokens of all words, one after another, are a chain. The row of a
+unit is the rest of its own word, then the chain from the next word on:
+
+    chain    " tower" " (" "1889" ")" " is"      row of "The"     " The" | " tower" " (" "1889" ")" " is"
+                                                 row of "1889"    " 1889" ")" | " is"
+
+Where a part of a word is no beginning of the word's tokens (`tall."` is " tall" and `."`, but `tall.` is " tall" and "."), it
+makes rows of its own. Whether words may be encoded alone is checked in every passage. Where they may not (a tokenizer with a
+token "of the"), `make_trie` encodes each string by itself.
 
 A text without spaces (Chinese, a link) is one word, of which there are too many parts. There `_stops` tells which parts have
 too many tokens in any case.
 
 Used by: extract.py, trace.py.
+
+Letters: U units, C tokens of the chain.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from qa.llama.candidates import ROOT, Trie, add_candidate, answer_string, make_trie
+from qa.llama.candidates import NO_END, Row, Trie, answer_string, make_trie, row_of_one
 from qa.llama.prompt import PromptTemplate
 from qa.llama.units import SMALL_UNITS, Units, cut
 
 LONG_WORD = 64  # units; not all parts of a longer word are encoded
 
-Part = tuple[int, list[int]]  # last unit (inclusive), tokens up to its end
+NO_TOKEN = -1
+OVER_SPACE = re.compile(r"[^\sĠ▁Ċĉč][ Ġ▁]")  # in a token as the tokenizer writes it: a space after another character
+RARE_SPACE = re.compile(r"[^\S \n]")  # a tab or another one, not looked for above
+
+
+class Word(NamedTuple):
+    """A word, or the rest of one, encoded."""
+
+    tokens: list[int]
+    lasts: list[int]  # of each token: as in Row
+    others: list[tuple[int, list[int]]]  # last unit and tokens of the parts that are no beginning of `tokens`
+    last: int  # the last unit that was encoded
+    is_complete: bool  # else the rest of the word was not: it has too many tokens
 
 
 def make_trie_fast(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
     """The same as `make_trie`."""
-    units = cut(text, SMALL_UNITS)
-    trie, longest = _join_words(template, units, max_tokens - 1)
-    strings = [answer_string(units, first, last) for first, (last, _) in enumerate(longest)]
-    if template.encode_within_answer(strings, begin=True) == [ids for _, ids in longest]:
-        return trie
-    return make_trie(template, text, max_tokens, _stops(template, units, max_tokens - 1))
-
-
-def _join_words(template: PromptTemplate, units: Units, max_tokens: int) -> tuple[Trie, list[Part]]:
-    """The trie from words that are encoded alone; and the longest string from each unit that was looked at.
-
-    That is one word longer than the first string with too many tokens: a token over a space might make them fewer.
-    """
+    units, most = cut(text, SMALL_UNITS), max_tokens - 1
     stops = units.word_stops
     if any(stop - first > LONG_WORD for first, stop in enumerate(stops)):
-        possible = _stops(template, units, max_tokens)
+        possible = _stops(template, units, most)
         stops = [max(min(pair), first + 1) for first, pair in enumerate(zip(stops, possible, strict=True))]
-    beginnings = _encode_parts(template, units, range(len(units)), stops, begin=True)
-    continuations = _encode_parts(template, units, units.word_starts[1:], stops, begin=False)
-    trie, longest = Trie(), []
-    for first in range(len(units)):
-        node, tokens, parts = ROOT, [], beginnings[first]
-        while True:
-            was_too_long = len(tokens) > max_tokens
-            for last, ids in parts:
-                if len(tokens) + len(ids) <= max_tokens:
-                    add_candidate(trie, node, ids, units, first, last)
-            last, ids = parts[-1]
-            tokens = tokens + ids
-            if was_too_long or last + 1 == len(units) or last + 1 < units.word_stops[last]:
-                break
-            if len(tokens) <= max_tokens:
-                node = trie.walk(node, ids)
-            parts = continuations[last + 1]
-        longest.append((last, tokens))
-    return trie, longest
+    beginnings = _encode_words(template, units, range(len(units)), stops, begin=True)
+    continuations = _encode_words(template, units, units.word_starts[1:], stops, begin=False)
+    if _words_agree_with_whole_strings(template, units, most, beginnings, continuations):
+        return Trie(_make_rows(units, most, beginnings, continuations), units)
+    return make_trie(template, text, max_tokens, _stops(template, units, most))
 
 
-def _encode_parts(template: PromptTemplate, units: Units, firsts: Iterable[int], stops: list[int],
-                  begin: bool) -> dict[int, list[Part]]:
-    """For each of the units `firsts`: the strings from there up to a unit below stops[first], in order.
+def _encode_words(template: PromptTemplate, units: Units, firsts: Iterable[int], stops: list[int],
+                  begin: bool) -> dict[int, Word]:
+    """The words from each of the units `firsts` to the end of its word, or up to a unit below stops[first], with all parts.
 
-    begin: each text is the start of an answer. Else it is inside an answer, and is encoded with the space before it.
+    begin: each is the start of an answer. Else it is inside an answer, and is encoded with the space before it.
     """
     pairs = [(first, last) for first in firsts for last in range(first, stops[first])]
     texts = [("" if begin else _space_before(units, first)) + answer_string(units, first, last) for first, last in pairs]
-    parts: dict[int, list[Part]] = {}
-    for (first, last), ids in zip(pairs, template.encode_within_answer(texts, begin), strict=True):
-        parts.setdefault(first, []).append((last, ids))
-    return parts
+    encoded = zip(pairs, template.encode_within_answer(texts, begin), strict=True)
+    return {first: _make_word([(last, ids) for (_, last), ids in group], units)
+            for first, group in itertools.groupby(encoded, key=lambda pair: pair[0][0])}
+
+
+def _make_word(parts: list[tuple[int, list[int]]], units: Units) -> Word:
+    last, tokens = parts[-1]
+    word = Word(tokens, [NO_END] * len(tokens), [], last, last + 1 == units.word_stops[last])
+    for last, ids in parts:
+        if ids != tokens[:len(ids)]:
+            word.others.append((last, ids))
+        elif ids and word.lasts[len(ids) - 1] == NO_END:  # two parts may be the same to the tokenizer: the shorter one
+            word.lasts[len(ids) - 1] = last
+    return word
+
+
+def _make_rows(units: Units, most: int, beginnings: dict[int, Word], continuations: dict[int, Word]) -> Iterator[Row]:
+    """All candidates of at most `most` tokens, the end token not included."""
+    chain: list[int] = []  # [C]
+    lasts: list[int] = []  # [C]
+    places = {}  # of each word's first unit: where the word begins in the chain
+    others = []  # (place in the chain before it, last unit, tokens) of parts that make rows of their own
+    for first, word in continuations.items():
+        places[first] = len(chain)
+        others += [(len(chain), *part) for part in word.others]
+        gap = [] if word.is_complete else [NO_TOKEN] * most  # no candidate reaches over it
+        chain += word.tokens + gap
+        lasts += word.lasts + [NO_END] * len(gap)
+    for first, word in beginnings.items():
+        yield from (row_of_one(ids, first, last) for last, ids in word.others if len(ids) <= most)
+        room = most - len(word.tokens)
+        place = places.get(units.word_stops[first], len(chain)) if word.is_complete else len(chain)
+        row_lasts = (word.lasts + lasts[place : place + max(room, 0)])[:most]
+        while row_lasts and row_lasts[-1] == NO_END:
+            row_lasts.pop()
+        if row_lasts:
+            yield Row((word.tokens + chain[place : place + max(room, 0)])[: len(row_lasts)], first, row_lasts)
+        for before, last, ids in others[bisect.bisect_left(others, (place,)) :]:
+            if before - place + len(ids) > room:
+                if before - place >= room:
+                    break
+                continue
+            yield row_of_one(word.tokens + chain[place:before] + ids, first, last)
+
+
+def _words_agree_with_whole_strings(template: PromptTemplate, units: Units, most: int, beginnings: dict[int, Word],
+                                    continuations: dict[int, Word]) -> bool:
+    """Whether the tokens of words, joined, are those of the whole string; for the longest string from every unit.
+
+    That is one word longer than the first string with too many tokens: a token over a space might make them fewer. Where the
+    tokenizer has no token over a space, strings that cover the passage are enough.
+    """
+    covers = not (_has_token_over_space(template) or RARE_SPACE.search(units.text))
+    strings, joined, covered = [], [], 0
+    for first, word in beginnings.items():
+        if covers and first < covered:
+            continue
+        tokens, was_too_long = word.tokens, False
+        while not was_too_long and word.is_complete and word.last + 1 < len(units):
+            was_too_long = len(tokens) > most
+            word = continuations[word.last + 1]
+            tokens = tokens + word.tokens
+        strings.append(answer_string(units, first, word.last))
+        joined.append(tokens)
+        covered = word.last + 1
+    return template.encode_within_answer(strings, begin=True) == joined
+
+
+@functools.lru_cache(maxsize=16)
+def _has_token_over_space(template: PromptTemplate) -> bool:
+    return any(map(OVER_SPACE.search, template.tokenizer.get_vocab()))
 
 
 def _space_before(units: Units, first: int) -> str:

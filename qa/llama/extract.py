@@ -30,7 +30,7 @@ from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import Prompt
 from qa.llama.memory import PassageMemory
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, read, refusal_log_probs
+from qa.llama.reading import Reading, chosen_log_probs, drop_ended_rows, logit_rows, read, refusal_log_probs
 from qa.llama.rivals import Rivals
 from qa.llama.schedule import Search
 from qa.llama.search import Extraction
@@ -49,8 +49,7 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
         memory: of passages, which are then not read again (reading.py).
         rivals: if all prompts ask the same question, and only its best answers over all passages are wanted (rivals.py).
     """
-    # `chunk` rows of logits take no more memory than the hidden states of a micro-batch that is read.
-    chunk = max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
+    chunk = logit_rows(model, micro_tokens)
     found: dict[Prompt, Extraction] = {}
     for reading in read(model, template, prompts, micro_tokens, memory):
         refusals = refusal_log_probs(model, reading, template, chunk)
@@ -103,7 +102,7 @@ def _feed(model, reading: Reading, cache: KVCache, searches: Sequence[Search], f
     """Run the model on these nodes: [T, H]."""
     device = reading.hidden.device
     questions = torch.tensor([q for q, _ in fed], device=device)  # [T]
-    ids = torch.tensor([searches[q].trie.tokens[node] for q, node in fed], device=device)
+    ids = torch.tensor([searches[q].trie.token(node) for q, node in fed], device=device)
     seen = [[searches[q].columns[step] for step in searches[q].trie.path(node)] for q, node in fed]
     depth = max(map(len, seen))
     positions = reading.positions[questions] + torch.tensor([len(columns) - 1 for columns in seen], device=device)
@@ -117,7 +116,7 @@ def _feed(model, reading: Reading, cache: KVCache, searches: Sequence[Search], f
 
 def _expand(model, template: PromptTemplate, hidden: Tensor, nodes: list[tuple[Search, int]], chunk: int) -> None:
     """Tell the searches what follows their nodes. hidden: [T, H], of each node's token."""
-    children = [search.trie.children[node] for search, node in nodes]
+    children = [search.trie.children(node) for search, node in nodes]
     before = torch.tensor([t for t, tokens in enumerate(children) for _ in tokens], dtype=torch.int64, device=hidden.device)
     tokens = torch.tensor([token for tokens in children for token in tokens], dtype=torch.int64, device=hidden.device)  # [N]
     log_probs, end_log_probs = chosen_log_probs(model, template, hidden, before, tokens, chunk)  # [N], [T]

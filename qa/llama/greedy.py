@@ -32,7 +32,7 @@ from qa.llama.cache import forward_tokens
 from qa.llama.drafts import accept, make_draft
 from qa.llama.encode import Prompt, group_by_example
 from qa.llama.prompt import PromptTemplate
-from qa.llama.reading import Reading, drop_ended_rows, next_logits, read, refusal_log_probs
+from qa.llama.reading import Reading, drop_ended_rows, logit_rows, next_logits, read, refusal_log_probs
 from qa.training.precision import at_least_fp32
 
 
@@ -78,21 +78,22 @@ def generate(model, template: PromptTemplate, prompts: Sequence[Prompt], max_new
              micro_tokens: int) -> list[Generation]:
     """Answer every prompt greedily, in order. An answer has at most `max_new_tokens` tokens, the end token included."""
     answers: dict[Prompt, Generation] = {}
+    chunk = logit_rows(model, micro_tokens)
     for reading in read(model, template, prompts, micro_tokens):
-        refusals = refusal_log_probs(model, reading, template)
-        for generation, refusal in zip(write_answers(model, reading, template, max_new_tokens), refusals, strict=True):
+        refusals = refusal_log_probs(model, reading, template, chunk)
+        for generation, refusal in zip(write_answers(model, reading, template, max_new_tokens, chunk), refusals, strict=True):
             generation.text = template.decode(generation.token_ids)
             generation.refusal_log_prob = refusal
             answers[generation.prompt] = generation
     return [answers[prompt] for prompt in prompts]
 
 
-def write_answers(model, reading: Reading, template: PromptTemplate, max_new_tokens: int) -> list[Generation]:
-    """Take the most probable token until it is an end token. The reading's cache is used up."""
+def write_answers(model, reading: Reading, template: PromptTemplate, max_new_tokens: int, chunk: int) -> list[Generation]:
+    """Take the most probable token until it is an end token. The reading's cache is used up. chunk: logits' rows at a time."""
     cache, device = reading.cache, model.device
     rows, segments, positions = (values.tolist() for values in (reading.rows, reading.segments, reading.positions))
     answers = [Generation(prompt) for prompt in reading.prompts]
-    for answer, choice in zip(answers, _choices(next_logits(model, reading.hidden), template), strict=True):
+    for answer, choice in zip(answers, _choices(model, reading.hidden, template, chunk), strict=True):
         _append(answer, choice, template)
     while open_questions := [q for q, answer in enumerate(answers) if _is_open(answer, max_new_tokens)]:
         cache, rows = drop_ended_rows(cache, rows, open_questions)
@@ -105,7 +106,7 @@ def write_answers(model, reading: Reading, template: PromptTemplate, max_new_tok
             fed += [(rows[q], id, position + i, segments[q]) for i, id in enumerate(ids)]
         fed_rows, *others = torch.tensor(list(zip(*fed, strict=True)), device=device)  # 4 of [T]
         hidden = forward_tokens(model, cache, fed_rows, *others)  # [T, H]
-        choices = _choices(next_logits(model, hidden), template)  # what follows each fed token
+        choices = _choices(model, hidden, template, chunk)  # what follows each fed token
 
         wrong, begin = [], 0  # wrong: tokens of drafts that the cache must forget
         for q, draft in zip(open_questions, drafts, strict=True):
@@ -126,11 +127,15 @@ class Choice(NamedTuple):
     end_log_prob: float  # of all end tokens together
 
 
-def _choices(logits: Tensor, template: PromptTemplate) -> list[Choice]:
-    """[T, V] -> T choices."""
-    best, tokens = logits.max(dim=-1)
-    ends, total = logits[:, template.end_token_ids].logsumexp(dim=-1), logits.logsumexp(dim=-1)
-    return list(map(Choice, tokens.tolist(), (best - total).tolist(), (ends - total).tolist()))
+def _choices(model, hidden: Tensor, template: PromptTemplate, chunk: int) -> list[Choice]:
+    """[T, H] -> T choices. The logits of `chunk` tokens at a time are in memory, not [T, V]."""
+    choices = []
+    for part in hidden.split(chunk):
+        logits = next_logits(model, part)  # [chunk, V]
+        best, tokens = logits.max(dim=-1)
+        ends, total = logits[:, template.end_token_ids].logsumexp(dim=-1), logits.logsumexp(dim=-1)
+        choices.append(torch.stack([tokens.to(total.dtype), best - total, ends - total], dim=1))  # [chunk, 3]
+    return [Choice(int(token), *log_probs) for token, *log_probs in torch.cat(choices).tolist()]
 
 
 def _append(answer: Generation, choice: Choice, template: PromptTemplate) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qa.llama.attention import use_packed_attention, visible
+from qa.llama.attention import for_query_heads, use_packed_attention, visible
 from qa.llama.encode import Prompt
 from qa.llama.packing import MicroBatch
 from qa.training.precision import at_least_fp32
@@ -51,7 +51,7 @@ class AnswerLoss(nn.Module):
         segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)  # [B, L]
         hidden = self.model.model(
             input_ids=micro_batch.input_ids[None], position_ids=micro_batch.positions[None],
-            attention_mask=visible(segments, segments), layout=micro_batch.layout, use_cache=False,
+            attention_mask=for_query_heads(visible(segments, segments), self.model), layout=micro_batch.layout, use_cache=False,
         ).last_hidden_state[0]  # [T, H]
         logits = self.model.lm_head(hidden[micro_batch.predicting])  # [N, V], never [T, V]
         return cross_entropy(at_least_fp32(logits), micro_batch.targets, reduction="sum")

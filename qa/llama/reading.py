@@ -93,6 +93,11 @@ def _read_tokens(model, cache: KVCache, micro_tokens: int, *tokens: Tensor) -> T
     return torch.cat([forward_tokens(model, cache, *chunk) for chunk in chunks])
 
 
+def logit_rows(model, micro_tokens: int) -> int:
+    """So many rows of logits take no more memory than the hidden states of a micro-batch that is read."""
+    return max(micro_tokens * model.config.hidden_size // model.config.vocab_size, 1)
+
+
 def next_logits(model, hidden: Tensor) -> Tensor:
     return at_least_fp32(model.lm_head(hidden))  # [T, H] -> [T, V]
 

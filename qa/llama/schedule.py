@@ -83,7 +83,7 @@ class Search:
             self.fresh.add(node)
             if source is self.open:
                 self.bounds[node] = -cost
-            for child in (children := self.trie.children[node]).values():
+            for child in (children := self.trie.children(node)).values():
                 heapq.heappush(guesses, (cost - GUESS + math.log(len(children)), child))
         return list(fed)
 
@@ -93,7 +93,7 @@ class Search:
             raise not_finite(self.prompt.id)
         bound = self.bounds[node]
         self.num_expanded += node != ROOT
-        if self.trie.spans[node] is not None:
+        if self.trie.span(node) is not None:
             log_prob = bound + min(end_log_prob, 0.0)
             heapq.heappush(self.best, (log_prob, -node))
             if self.rivals is not None:
@@ -101,7 +101,7 @@ class Search:
             if len(self.best) > self.num_best:
                 heapq.heappop(self.best)
         needed = self.needed
-        for child, log_prob in zip(self.trie.children[node].values(), log_probs, strict=True):
+        for child, log_prob in zip(self.trie.children(node).values(), log_probs, strict=True):
             child_bound = bound + min(log_prob, 0.0)
             if child in self.fresh:
                 self.bounds[child] = child_bound
@@ -111,7 +111,7 @@ class Search:
     def result(self) -> Extraction:
         piece, spans = self.prompt.piece, []
         for log_prob, negative in sorted(self.best, reverse=True):
-            start, end = self.trie.spans[-negative]
+            start, end = self.trie.span(-negative)
             spans.append(Span(piece.text[start:end], piece.start_char + start, piece.start_char + end, log_prob))
         return Extraction(self.prompt, spans, self.num_best, self.open_bound, self.num_expanded, self.num_passes,
                           self.num_positions, self.refusal_log_prob)

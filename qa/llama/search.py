@@ -68,10 +68,10 @@ def best_first(trie: Trie, log_probs: Callable[[list[int]], tuple[Any, float]],
     while open_prefixes and (len(best) < num_best or -open_prefixes[0][0] > best[-1].answer_log_prob):
         cost, node = heapq.heappop(open_prefixes)
         next_log_probs, end_log_prob = log_probs(trie.prefix(node))
-        for token, child in trie.children[node].items():
+        for token, child in trie.children(node).items():
             heapq.heappush(open_prefixes, (cost - min(next_log_probs[token], 0.0), child))  # rounding gives 1e-8 at times
-        steps.append(Step(node, -cost, min(end_log_prob, 0.0) - cost if trie.spans[node] else None))
-        if trie.spans[node]:
+        steps.append(Step(node, -cost, min(end_log_prob, 0.0) - cost if trie.span(node) else None))
+        if trie.span(node):
             best = sorted([*best, steps[-1]], key=lambda step: -step.answer_log_prob)[:num_best]
     return best, steps, [(-cost, node) for cost, node in sorted(open_prefixes)]
 

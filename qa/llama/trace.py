@@ -39,9 +39,9 @@ def trace_search(model, template: PromptTemplate, prompt: Prompt, max_answer_len
     width = max(map(len, ("prefix", *texts)))
     lines = [f"{'prefix':<{width}}    log P  as the whole answer"]
     lines += [f"{text:<{width}}  {log_prob:7.3f}  {words:>12}" for text, (_, log_prob, words) in zip(texts, rows, strict=True)]
-    lines.append(f"{len(steps) - 1} of {len(trie.tokens) - 1} prefixes were run")
+    lines.append(f"{len(steps) - 1} of {trie.num_nodes() - 1} prefixes were run")
     for number, step in enumerate(best, start=1):
-        start, end = trie.spans[step.node]
+        start, end = trie.span(step.node)
         lines.append(f"answer {number}: {prompt.piece.text[start:end]!r}, log P {step.answer_log_prob:.3f}")
     if not left_open:
         return [*lines, "proof: every prefix was run"]

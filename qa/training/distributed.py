@@ -18,11 +18,12 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from qa.cpu.malloc import keep_freed_memory
 from qa.errors import UserError
 
+CPU_TOKENS, GPU_TOKENS, LEAST_TOKENS = 4096, 32768, 512  # of a micro-batch
 BUCKET_BYTES = 64 * 2**20  # a flat buffer of this size is as fast as a larger one, and costs less memory
 
 
@@ -74,9 +75,23 @@ def start(deterministic: bool = False) -> Runtime:
     return Runtime(rank, num_ranks, device)
 
 
-def choose_micro_tokens(micro_tokens: int | None, device: torch.device) -> int:
-    """`--micro-tokens` if it was given, else what suits a CPU's caches, or what fits a small GPU's memory."""
-    return micro_tokens or (32768 if device.type == "cuda" else 4096)
+def choose_micro_tokens(micro_tokens: int | None, device: torch.device, model: nn.Module | None = None,
+                        half_precision: bool = True, checkpointing: bool = False) -> int:
+    """`--micro-tokens` if it was given, else what suits a CPU's caches, or what fits a GPU's memory.
+
+    model: to be trained; else it only reads. A function of the card and the model, not of what is free: a run that is resumed
+    must have the same micro-batches. docs/reproduce.md counts the bytes.
+    """
+    if micro_tokens or device.type != "cuda":
+        return micro_tokens or CPU_TOKENS
+    if model is None:
+        return GPU_TOKENS
+    hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
+    fixed = sum(p.numel() * (18 if p.requires_grad else p.element_size()) for p in model.parameters())
+    of_a_token = (2 * hidden * layers + 45 * hidden) if checkpointing else 45 * hidden * layers
+    room = 0.8 * torch.cuda.get_device_properties(device).total_memory - fixed
+    fitting = int(room / of_a_token) // (1 if half_precision else 2)
+    return min(GPU_TOKENS, 2 ** (max(fitting, LEAST_TOKENS).bit_length() - 1))
 
 
 def finish(runtime: Runtime) -> None:

@@ -39,6 +39,10 @@ class Precision:
     def parameter_dtype(self) -> torch.dtype:
         return torch.float64 if self.name == "fp64" else torch.float32
 
+    @property
+    def is_half(self) -> bool:
+        return self.name in ("bf16", "fp16")
+
     def autocast(self) -> torch.amp.autocast:
         """A fresh autocast context for one forward pass; a no-op in fp32 and fp64."""
         dtype = AUTOCAST_DTYPES[self.name]

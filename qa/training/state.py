@@ -49,15 +49,17 @@ class StopSignal:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends the process at once
 
 
-def agree(loss_sum: torch.Tensor, stop: StopSignal, runtime: Runtime) -> tuple[float, bool]:
+def agree(loss_sum: torch.Tensor, grad_norm: torch.Tensor, stop: StopSignal, runtime: Runtime) -> tuple[float, float, bool]:
     """Sum two numbers over the ranks: the step's loss (float64), and how many ranks have a stop request.
 
-    Returns the loss of the global batch, and whether to stop after this step: the same on every rank.
+    Returns the loss of the global batch, the gradient's norm, which every rank has already, and whether to stop after this
+    step. This is where a step waits for the GPU, once.
     """
     stop.steps_left -= 1
     stop.requested |= stop.steps_left <= 0
-    loss, num_requests = sum_over_ranks(torch.stack([loss_sum, loss_sum.new_tensor(stop.requested)]), runtime).tolist()
-    return loss, num_requests > 0
+    summed = sum_over_ranks(torch.stack([loss_sum, loss_sum.new_tensor(stop.requested)]), runtime)
+    loss, num_requests, norm = torch.cat([summed, grad_norm[None].to(summed)]).tolist()
+    return loss, norm, num_requests > 0
 
 
 def trouble(scaler: torch.amp.GradScaler, loss: float, grad_norm: float) -> str | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from qa.data.squad import Answer, Example, Passage
 from qa.llama import candidates_fast
-from qa.llama.candidates import describe_reachability, make_trie
+from qa.llama.candidates import ROOT, describe_reachability, make_trie
 from qa.llama.candidates_fast import make_trie_fast
 from qa.llama.encode import encode_passages
 from qa.llama.grounding import ground
@@ -108,8 +108,11 @@ def by_definition(template, text, max_tokens):
 
 
 def in_trie(trie):
-    ends = [node for node, span in enumerate(trie.spans) if span is not None]
-    return {tuple(trie.prefix(node)): trie.spans[node] for node in ends}
+    return {tuple(trie.prefix(node)): span for node in all_nodes(trie) if (span := trie.span(node)) is not None}
+
+
+def all_nodes(trie, node=ROOT):
+    return [node, *(below for child in trie.children(node).values() for below in all_nodes(trie, child))]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 12, 200])
@@ -127,8 +130,10 @@ def test_the_trie_holds_the_candidates_and_nothing_else(template, max_tokens):
         for ids, span in found.items():  # the first place that cuts no word, else the first
             assert span == next((place for place in expected[ids] if cuts_no_word(text, place)), expected[ids][0])
             assert one_line(text[slice(*span)]) == template.decode(ids) or "</s>" in text or "²" in text
-        dead_ends = [node for node in range(1, len(trie.tokens)) if not trie.children[node] and trie.spans[node] is None]
-        assert not dead_ends
+        nodes = all_nodes(trie)
+        assert trie.num_nodes() == len(nodes) == len(set(nodes))
+        assert all(trie.children(node) or trie.span(node) for node in nodes[1:])  # no dead ends
+        assert all(trie.prefix(node) == [trie.token(step) for step in trie.path(node)] for node in nodes)
 
 
 def test_words_are_trusted_only_where_they_agree_with_whole_strings(template, monkeypatch):
@@ -170,7 +175,7 @@ def test_of_a_long_chinese_word_little_more_than_the_candidates_is_encoded(monke
 
     monkeypatch.setattr(template, "encode_within_answer", count)
     trie = make_trie_fast(template, text, 20)
-    assert num_encoded < 2 * sum(span is not None for span in trie.spans)
+    assert num_encoded < 2 * len(in_trie(trie))
 
 
 def test_a_tokenizer_that_makes_one_token_of_many_unknown_characters_reaches_any_length(monkeypatch):

@@ -251,7 +251,7 @@ def test_the_plain_search_finds_the_same_spans(tiny_llama_factory, template, num
             best, steps, _ = best_first(trie, prefix_log_probs(model, template, found.prompt), num_best)
             assert [step.answer_log_prob for step in best] == pytest.approx([span.log_prob for span in found.spans], abs=1e-4)
             places = [(span.start_char - piece.start_char, span.end_char - piece.start_char) for span in found.spans]
-            assert [trie.spans[step.node] for step in best] == places
+            assert [trie.span(step.node) for step in best] == places
             num_run, num_extracted = num_run + len(steps) - 1, num_extracted + found.num_expanded
     assert 0 < num_run <= num_extracted  # the fast search runs a few prefixes more, in far fewer passes
 
@@ -268,7 +268,7 @@ def test_the_trace_is_a_table_of_the_plain_search(tiny_llama, template):
     assert head.split() == ["prefix", "log", "P", "as", "the", "whole", "answer"]
     assert rows[num_run:] == never_run and all(a >= b for part in (scores[:num_run], scores[num_run:])
                                                for a, b in itertools.pairwise(part))
-    assert count == f"{num_run} of {len(make_trie(template, text, 12).tokens) - 1} prefixes were run"
+    assert count == f"{num_run} of {make_trie(template, text, 12).num_nodes() - 1} prefixes were run"
     assert answer == f"answer 1: {found.spans[0].text!r}, log P {found.spans[0].log_prob:.3f}"
     assert never_run and proof.endswith(f"every prefix that was not run has log P {scores[num_run]:.3f} or less, "
                                         f"answer 1 has {found.spans[0].log_prob:.3f}")

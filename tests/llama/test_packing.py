@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from qa.llama.attention import Layout, packed_attention, use_packed_attention, visible
+from qa.llama.attention import Layout, for_query_heads, packed_attention, use_packed_attention, visible
 from qa.llama.encode import Piece, Prompt
 from qa.llama.loss import AnswerLoss, plain_answer_loss
 from qa.llama.packing import Row, collate, deal_rows, micro_batches
@@ -83,7 +83,8 @@ def hidden_states(model, micro_batch):
     """[T, H], the pass of AnswerLoss up to the last layer."""
     use_packed_attention(model)
     segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)
-    return model.model(micro_batch.input_ids[None], attention_mask=visible(segments, segments), use_cache=False,
+    mask = for_query_heads(visible(segments, segments), model)
+    return model.model(micro_batch.input_ids[None], attention_mask=mask, use_cache=False,
                        position_ids=micro_batch.positions[None], layout=micro_batch.layout).last_hidden_state[0]  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def test_attention_of_flat_rows_matches_a_loop(num_kv_heads, is_cached):
                             for i, new in enumerate((key, value)))  # fmt: skip
     if is_cached:
         key, value = all_keys, all_values
-    mask = visible(segments, all_segments)
+    mask = visible(segments, all_segments).repeat(1, 1, h // num_kv_heads, 1)
     found, _ = packed_attention(None, query, key, value, mask, layout=layout, scaling=d**-0.5)
     assert found.shape == (1, T, h, d)
     for t in range(T):

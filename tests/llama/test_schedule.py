@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
-from qa.llama.candidates import ROOT, Trie
+from qa.llama.candidates import ROOT, Trie, row_of_one
 from qa.llama.encode import Piece, Prompt
 from qa.llama.schedule import Search
 from qa.llama.search import Extraction, best_first
@@ -17,10 +18,9 @@ TEXT = "The tower 1889"
 
 def make_trie(candidates: dict[tuple[int, ...], tuple[int, int]]) -> Trie:
     """{tokens: [start_char, end_char)} -> their trie."""
-    trie = Trie()
-    for ids, (start_char, end_char) in candidates.items():
-        trie.end(trie.walk(ROOT, ids), start_char, end_char, is_whole=True)
-    return trie
+    starts, ends = zip(*candidates.values(), strict=True)
+    rows = [row_of_one(list(ids), number, number) for number, ids in enumerate(candidates)]
+    return Trie(rows, SimpleNamespace(text="", starts=starts, ends=ends))
 
 
 def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int, max_expansions: float = math.inf,
@@ -34,7 +34,7 @@ def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int
 
     def expand(node: int) -> None:
         found = model[tuple(trie.prefix(node))]
-        search.expand(node, [found[token] for token in trie.children[node]], found["end"])
+        search.expand(node, [found[token] for token in trie.children(node)], found["end"])
 
     expand(ROOT)
     while not search.is_done:
@@ -46,7 +46,7 @@ def run(model: dict[tuple[int, ...], dict], trie: Trie, text: str, num_best: int
         fed = search.choose(room, at_least_one=True)
         assert fed and (len(fed) <= room or set(fed) <= set(trie.path(fed[-1])))  # one path may be longer
         for node in fed:
-            assert node not in search.columns and trie.parents[node] in (ROOT, *search.columns)  # once, after its parent
+            assert node not in search.columns and set(trie.path(node)[:-1]) <= search.columns.keys()  # once, after its parent
             search.columns[node] = len(search.columns)
         fresh = [node for node in fed if node in search.fresh]
         for node in fresh:
@@ -88,9 +88,9 @@ def random_case(rng: random.Random) -> tuple[dict, Trie, str, list[float]]:
 
     model: dict[tuple[int, ...], dict] = {}
     scores = []
-    for node in range(len(trie.tokens)):
-        ids = tuple(trie.prefix(node))
-        model[ids] = {token: log_prob() for token in [*trie.children[node], "end"]}
+    for ids in {candidate[:size] for candidate in candidates for size in range(len(candidate) + 1)}:
+        following = {other[len(ids)] for other in candidates if other[: len(ids)] == ids and len(other) > len(ids)}
+        model[ids] = {token: log_prob() for token in [*following, "end"]}
     for ids in candidates:
         steps = [model[ids[:size]][token] for size, token in enumerate([*ids, "end"])]
         scores.append(sum(min(step, 0.0) for step in steps))

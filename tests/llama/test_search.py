@@ -8,17 +8,15 @@ import random
 
 import pytest
 
-from qa.llama.candidates import ROOT, Trie
+from qa.llama.candidates import Trie, row_of_one
 from qa.llama.encode import Piece, Prompt
 from qa.llama.search import Extraction, Span, Step, best_first, describe_work, join_pieces
+from qa.llama.units import SMALL_UNITS, cut
 
 
 def make_trie(candidates: list[tuple[int, ...]]) -> Trie:
     """Of these tokens. Where they are in a passage does not matter to the search."""
-    trie = Trie()
-    for ids in candidates:
-        trie.end(trie.walk(ROOT, ids), 0, 1, is_whole=True)
-    return trie
+    return Trie([row_of_one(list(ids), 0, 0) for ids in candidates], cut("x", SMALL_UNITS))
 
 
 def test_a_search_of_three_candidates():

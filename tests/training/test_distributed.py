@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,23 @@ def test_micro_tokens_default_depends_on_the_device_and_a_given_number_stays():
     assert choose_micro_tokens(0, torch.device("cpu")) == 4096
     assert choose_micro_tokens(0, torch.device("cuda")) == 32768
     assert choose_micro_tokens(7, torch.device("cpu")) == choose_micro_tokens(7, torch.device("cuda")) == 7
+
+
+@pytest.mark.parametrize("gigabytes, hidden, layers, parameters, more, expected", [
+    (80, 768, 12, 109e6, {}, 32768),  # 415 kB a token: 145,000 would fit
+    (16, 768, 12, 109e6, {}, 16384),  # (12.8 - 2.0) GB / 415 kB = 26,000
+    (16, 768, 12, 109e6, {"half_precision": False}, 8192),
+    (24, 1024, 24, 335e6, {}, 8192),  # (19.2 - 6.0) GB / 1.1 MB = 11,900
+    (16, 1024, 24, 335e6, {"checkpointing": True}, 32768),
+    (4, 1024, 24, 335e6, {}, 512)])  # not even the weights fit
+def test_micro_tokens_for_training_fit_the_card(gigabytes, hidden, layers, parameters, more, expected, monkeypatch):
+    """On the meta device, which has no memory."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=gigabytes * 1e9))
+    model = torch.nn.Linear(int(parameters), 1, bias=False, device="meta")
+    model.config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers)
+    assert choose_micro_tokens(None, torch.device("cuda"), model, **more) == expected
+    model.weight.requires_grad_(False)  # LLaMA: 4 bytes of each frozen weight
+    assert choose_micro_tokens(None, torch.device("cuda"), model, **more) >= expected
 
 
 PROGRAM = """
