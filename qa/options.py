@@ -10,7 +10,8 @@
               typed it and that part does not run, `unused_options` makes a warning; with `strict`, an error
     bare      the value of the flag without a value
 
-Used by: train_bert.py, train_llama.py, evaluate.py, qa/ask.py, qa/reader.py; everything that takes `options` reads them.
+Used by: train_bert.py, train_llama.py, evaluate.py, qa/ask.py, qa/report.py, qa/reader.py; everything that takes
+`options` reads them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluations side by side, on one page that needs nothing else: tables, plots, questions where two systems differ.
+"""Evaluations side by side, on one page that needs no other file: tables, plots, questions where two systems differ.
 
     python -m qa.report runs/* --out report.html                               # runs with a folder evaluation/
     python -m qa.report eval-a eval-b --data dev-v1.1.json --out report.html   # folders that evaluate.py wrote
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from qa.data.squad import DEMO_NAMES, load_squad
 from qa.errors import UserError, exit_status
@@ -30,7 +29,12 @@ def main() -> None:
     options, _ = parse(ReportOptions, __doc__)
     if not (options.out or options.figures or options.markdown):
         raise UserError("nothing to make: give --out report.html, --figures FOLDER or --markdown")
-    page, plots = import_page() if options.out or options.figures else (None, None)
+    if options.out or options.figures:
+        try:
+            from qa.reporting import page, plots
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name}, which draws the plots, is missing: pip install -r requirements-report.txt; or give "
+                            "--markdown alone, which needs none") from None
     for path in filter(None, (options.figures, options.out and Path(options.out).parent)):
         check_out(path)
     systems, warnings = read_systems(options.folders)
@@ -39,34 +43,21 @@ def main() -> None:
         print(f"warning: {line}", file=sys.stderr)
     if options.out:
         write(Path(options.out), page.page(systems, questions, list(options.folders)))
-    if options.figures:
-        for name in plots.PLOTS:
-            try:
-                write(Path(options.figures) / f"{name}.svg", plots.svg(name, systems, questions, for_page=False))
-            except plots.Missing as reason:
-                print(f"no {name}.svg: {reason}")
+    for name in plots.PLOTS if options.figures else ():
+        try:
+            write(Path(options.figures) / f"{name}.svg", plots.svg(name, systems, questions, for_page=False))
+        except plots.Missing as reason:
+            print(f"no {name}.svg: {reason}")
     if options.markdown:
-        print(markdown(system_rows(systems)), caution(systems[0]), sep="\n\n")
-        if len(systems) > 1:
-            print("", markdown(difference_rows(systems)), sep="\n")
-
-
-def import_page() -> tuple[ModuleType, ModuleType]:
-    """page.py and plots.py, which need matplotlib."""
-    try:
-        from qa.reporting import page, plots
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing, which draws the plots: pip install -r requirements-report.txt; or give "
-                        "--markdown alone, which needs no plots") from None
-    return page, plots
+        tables = [markdown(rows) for rows in (system_rows(systems), difference_rows(systems)) if len(rows) > 1]
+        print(*tables, caution(systems[0]), sep="\n\n")
 
 
 def read_questions(data: str | None, systems: list[System]) -> list[Question] | None:
-    """--data; without it the data that the first evaluation names, if that is a file here or built in."""
+    """Of --data; without it, of the data that the first evaluation names, if that is a file here or built in."""
     evaluation = systems[0].evaluations[0]
-    named = evaluation.conditions.get("data")
-    if data is None and isinstance(named, str) and (named in DEMO_NAMES or Path(named).is_file()):
-        data = named
+    named = str(evaluation.conditions.get("data"))
+    data = data or (named if named in DEMO_NAMES or Path(named).is_file() else None)
     return find_questions(list(evaluation.titles), load_squad(data, "dev")) if data else None
 
 

@@ -105,17 +105,15 @@ def no_answer_thresholds(systems: list[System], questions: list[Question] | None
     figure = Figure((7.2, 3.4))
     panels = figure.subplots(1, 2, sharey=True)
     examples, drawn = [question.example for question in questions], {}
-    for system in scored:
-        first = system.evaluations[0]
-        if (spans := best_spans(first)) is None:
-            continue
-        answers = {question_id: text for question_id, (text, _) in spans.items()}  # before any refusal
-        na_scores = dict(zip(first.titles, first.scores["no_answer_score"].tolist(), strict=True))
-        thresholds, *sums = threshold_curves(examples, answers, na_scores, question_scores(examples, answers, True))
-        for axes, total in zip(panels, sums, strict=True):
-            draw(axes, thresholds, 100 * total / len(examples), system)
-            axes.axvline(first.conditions.get("na_threshold") or 0, color=look(system)["color"], linewidth=1, linestyle=":")
-        drawn[system.label] = line(system)
+    for system, first in ((system, system.evaluations[0]) for system in scored):
+        if (spans := best_spans(first)) is not None:
+            answers = {question_id: text for question_id, (text, _) in spans.items()}  # before any refusal
+            na_scores = dict(zip(first.titles, first.scores["no_answer_score"].tolist(), strict=True))
+            thresholds, *sums = threshold_curves(examples, answers, na_scores, question_scores(examples, answers, True))
+            for axes, total in zip(panels, sums, strict=True):
+                draw(axes, thresholds, 100 * total / len(examples), system)
+                axes.axvline(first.conditions.get("na_threshold") or 0, color=look(system)["color"], linewidth=1, linestyle=":")
+            drawn[system.label] = line(system)
     if not drawn:
         raise Missing("The curve against the no-answer threshold needs nbest.json beside per_question.json; evaluate again.")
     for axes, name in zip(panels, FIGURES, strict=True):
@@ -124,46 +122,32 @@ def no_answer_thresholds(systems: list[System], questions: list[Question] | None
     return figure
 
 
-def confidences(systems: list[System]) -> dict[str, tuple[System, list[tuple[np.ndarray, np.ndarray]]]]:
-    """Of the systems that have them: for each seed, confidences [N] and whether the answer is right (EM) [N]."""
-    found = {system.label: (system, [(run.scores["confidence"], run.scores["exact"] > 0) for run in system.evaluations])
-             for system in systems if np.isfinite(system.scores("confidence")).all()}
-    if not found:
+def confidences(systems: list[System], questions: list[Question] | None) -> Figure:
+    known = [system for system in systems if np.isfinite(system.scores("confidence")).all()]
+    if not known:
         raise Missing("This needs confidences; a file of predictions has none.")
-    return found
-
-
-def reliability(systems: list[System], questions: list[Question] | None) -> Figure:
-    figure = Figure((7.2, 4.2))
-    axes, lines = figure.subplots(), {}
-    axes.plot([0, 1], [0, 100], color=INK, linewidth=1, linestyle=":")
-    for label, (system, seeds) in confidences(systems).items():
-        confidence, right = (np.concatenate(parts) for parts in zip(*seeds, strict=True))  # [S * N] each
+    figure, looks = Figure((7.2, 3.7)), {}
+    reliability, coverage = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 100], color=INK, linewidth=1, linestyle=":")
+    for system in known:
+        seeds = list(zip(system.scores("confidence"), system.scores("exact") > 0, strict=True))  # S pairs of [N], [N]
+        confidence, right = (np.concatenate(parts) for parts in zip(*seeds, strict=True))  # [S N] each
         bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-        count = np.bincount(bins)
-        full = count > 0
-        confidence, right = (np.bincount(bins, weights=values)[full] / count[full] for values in (confidence, right))
-        axes.plot(confidence, 100 * right, **line(system), linewidth=1)
-        axes.scatter(confidence, 100 * right, s=5 + 90 * count[full] / count.max(), marker=look(system)["marker"],
-                     color=look(system)["color"], linewidths=0, alpha=0.8, clip_on=False)
-        lines[f"{label}: ECE {np.mean([calibration_error(*seed) for seed in seeds]):.3f}"] = look(system)
-    axes.set(xlabel="confidence (mean of each tenth)", ylabel="right answers (EM, %)", xlim=(0, 1), ylim=(0, 100))
-    legend(figure, lines)
-    return figure
-
-
-def coverage(systems: list[System], questions: list[Question] | None) -> Figure:
-    figure = Figure((7.2, 3.8))
-    axes, lines = figure.subplots(), {}
-    for label, (system, seeds) in confidences(systems).items():
-        ordered = [right[np.argsort(-confidence, kind="stable")] for confidence, right in seeds]  # [N] each
-        answered = np.arange(1, len(ordered[0]) + 1)
-        share = np.mean([100 * np.cumsum(right) / answered for right in ordered], axis=0)  # [N]
-        draw(axes, 100 * answered / len(share), share, system)
-        lines[f"{label}: area {np.mean([coverage_area(*seed) for seed in seeds]):.1f}"] = line(system)
-    axes.set(xlabel="answered questions, the most confident first (%)", ylabel="right among them (EM, %)", xlim=(0, 100),
-             ylim=(0, 101))
-    legend(figure, lines)
+        full = (count := np.bincount(bins)) > 0
+        means = [np.bincount(bins, weights=values)[full] / count[full] for values in (confidence, 100 * right)]
+        reliability.plot(*means, **line(system) | {"linewidth": 1})
+        reliability.scatter(*means, s=4 + 60 * count[full] / count.max(), marker=look(system)["marker"], linewidths=0,
+                            color=look(system)["color"], alpha=0.8, clip_on=False)
+        answered = np.arange(1, len(seeds[0][0]) + 1)
+        shares = [np.cumsum(right[np.argsort(-confidence, kind="stable")]) / answered for confidence, right in seeds]
+        draw(coverage, 100 * answered / len(answered), 100 * np.mean(shares, axis=0), system)
+        error, area = (np.mean([measure(*seed) for seed in seeds]) for measure in (calibration_error, coverage_area))
+        looks[f"{system.label}: ECE {error:.3f}, area {area:.1f}"] = look(system)
+    reliability.set(title="Reliability", xlabel="confidence (mean of a tenth)", ylabel="right answers (EM, %)", xlim=(0, 1),
+                    ylim=(0, 100))
+    coverage.set(title="Coverage", xlabel="answered, most confident first (%)", ylabel="right among them (EM, %)",
+                 xlim=(0, 100), ylim=(0, 101))
+    legend(figure, looks)
     return figure
 
 
@@ -198,10 +182,9 @@ PLOTS = {  # name of the file: title, how to read it, the function
     "loss": ("Training loss", "A line is one run. The losses of two families cannot be compared.", loss_curves),
     "no-answer-threshold": ("No-answer threshold (v2.0)", "A question with a no-answer score above it gets no answer. "
                             "Vertical: the threshold in use. The first seed of each system.", no_answer_thresholds),
-    "reliability": ("Reliability", "On the dotted line confidences mean what they say; below it they are too high. Large "
-                    "markers are of many answers. ECE: how far off the confidences are on average.", reliability),
-    "coverage": ("Coverage", "Only the most confident questions are answered: how many of them are right? The curve of a "
-                 "system that knows when it is wrong begins high.", coverage),
+    "confidences": ("Confidences", "Left: on the dotted line confidences mean what they say; below it they are too high. Large "
+                    "markers are of many answers; ECE is how far off they are on average. Right: if only the most confident "
+                    "questions are answered. The line of a system that knows when it is wrong begins high.", confidences),
     "breakdowns": ("Breakdowns", "Means over the seeds; in brackets the number of questions. A small group says little.",
                    broken_down),
 }

@@ -21,6 +21,7 @@ from qa.files import read_json
 from qa.reporting.systems import Evaluation
 from qa.schema import OBJECT, list_of, object_of
 
+WORDS = ["who", "what", "which", "when", "where", "why", "how many", "how", "other"]
 QUESTION_WORD = re.compile(r"\b(how many|how much|how|who|whom|whose|when|where|which|why|what)\b", re.IGNORECASE)
 SAME_WORD = {"whose": "who", "whom": "who", "how much": "how many"}
 ANSWER_WORDS = {1: "1 word", 2: "2 words", 3: "3 words", 5: "4–5 words", 10: "6–10 words", math.inf: "over 10 words"}  # up to
@@ -46,19 +47,14 @@ def find_questions(ids: list[str], data: SquadData) -> list[Question]:
 
 
 def breakdowns(questions: list[Question]) -> dict[str, dict[str, list[int]]]:
-    """{title: {group: rows of its questions}}, each in an order to read it in, without empty groups."""
-    order = ["who", "what", "which", "when", "where", "why", "how many", "how", "other"]
-    return {"Question word": _groups(questions, question_word, order),
-            "Length of the answer": _groups(questions, answer_length, [*ANSWER_WORDS.values(), NO_ANSWER]),
-            "Length of the passage": _groups(questions, passage_length, [*PASSAGE_WORDS.values()]),
-            "Agreement of the annotators": _groups(questions, agreement, [*AGREEMENT, NO_ANSWER])}
-
-
-def _groups(questions: list[Question], group_of, order: list[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {group: [] for group in order}
-    for row, question in enumerate(questions):
-        rows[group_of(question)].append(row)
-    return {group: members for group, members in rows.items() if members}
+    """{title: {group: rows of its questions}}, in an order to read them in, without empty groups."""
+    found = {}
+    for title, (group_of, order) in BREAKDOWNS.items():
+        rows: dict[str, list[int]] = {group: [] for group in order}
+        for row, question in enumerate(questions):
+            rows[group_of(question)].append(row)
+        found[title] = {group: members for group, members in rows.items() if members}
+    return found
 
 
 def question_word(question: Question) -> str:
@@ -89,13 +85,18 @@ def agreement(question: Question) -> str:
     return AGREEMENT[0] if largest == golds.total() else AGREEMENT[1] if 2 * largest > golds.total() else AGREEMENT[2]
 
 
+BREAKDOWNS = {  # title: function, its groups in order
+    "Question word": (question_word, WORDS), "Length of the answer": (answer_length, [*ANSWER_WORDS.values(), NO_ANSWER]),
+    "Length of the passage": (passage_length, PASSAGE_WORDS.values()),
+    "Agreement of the annotators": (agreement, [*AGREEMENT, NO_ANSWER])}
+
+
 def best_spans(evaluation: Evaluation) -> dict[str, tuple[str, int | None]] | None:
     """{id: text and start_char of the best span, whether refused or not}, from nbest.json; None: there is no such file."""
     path = evaluation.folder / "nbest.json"
     if not path.is_file():
         return None
-    content = read_json(path, "the best answers to each question")
-    if not object_of(list_of(OBJECT)).holds(content):
+    if not object_of(list_of(OBJECT)).holds(content := read_json(path, "the best answers to each question")):
         raise UserError(f"{path}: expected {{id: [answers]}}, as evaluate.py writes it; evaluate again")
     best = {key: next((entry for entry in entries if entry.get("text")), {}) for key, entries in content.items()}
     return {key: (str(entry.get("text", "")), entry.get("start_char")) for key, entry in best.items()}

@@ -24,13 +24,14 @@ from qa.data.squad import counted
 from qa.errors import UserError
 from qa.files import read_json
 from qa.options import BertOptions, LlamaOptions, flag
-from qa.schema import TEXT, check_fields, number, one_of, optional, read_object, whole
+from qa.schema import OBJECT, TEXT, check_fields, number, one_of, optional, read_object, whole
 
 FAMILIES = {"bert": ("BERT", BertOptions), "lora": ("LoRA", LlamaOptions)}  # kind of a run: its name, its options
 SIZE, RECIPE = "max_train_questions", ("lr", "epochs", "max_steps")  # in these the systems of a curve may differ
 SAMPLE = ("ckpt", "data", "precision", "max_questions", "seed", "data_seed")  # typed options that make no other system
 QUESTION = {"title": TEXT, "exact": number(0, 1), "f1": number(0, 1), "prediction": optional(TEXT),
             "confidence": optional(number(0, 1)), "no_answer_score": optional(number(-1e38))}
+CONDITIONS = {"identity": optional(OBJECT), "ckpt": optional(TEXT), "na_threshold": optional(number(-1e38))}
 RUN = {"kind": one_of(*FAMILIES), "batch_size": whole(1), "lr": number(0), "epochs": whole(1), "max_steps": optional(whole(1)),
        SIZE: optional(whole(0))}
 
@@ -53,14 +54,15 @@ class Evaluation:
         fields = [field.name for field in dataclasses.fields(FAMILIES[self.options["kind"]][1]) if not field.metadata["free"]]
         return {"kind": self.options["kind"], **{name: self.options.get(name) for name in fields}, "seed": None, **settings}
 
-    def of_run(self, name: str) -> Path | None:
-        """A file of the run's folder, if it is there."""
-        return self.run / name if self.run and (self.run / name).is_file() else None
+    def read_run(self, name: str, schema: dict | None = None) -> Any:
+        """A JSON file of the run's folder; {} if it is not there, as in a run of an older version."""
+        path = self.run / name if self.run else None
+        return (read_object(path, "what a run wrote", schema) if schema else read_json(path, "what a run wrote")) \
+            if path and path.is_file() else {}
 
     def num_trained_on(self) -> int | None:
         """Questions."""
-        path = self.of_run("train_questions.json")
-        return len(read_json(path, "the ids that a run learnt from")) if path else self.options.get(SIZE)
+        return len(self.read_run("train_questions.json")) or self.options.get(SIZE)
 
     def num_trained_parameters(self) -> int | None:
         """Of the product: all of a BERT, the adapter of a LoRA."""
@@ -74,13 +76,12 @@ class Evaluation:
         return sum(sizes) or None
 
     def train_seconds(self) -> float | None:
-        path = self.of_run("finished.json")
-        return read_object(path, "the end of a run", {"seconds": optional(number(0))}).get("seconds") if path else None
+        return self.read_run("finished.json", {"seconds": optional(number(0))}).get("seconds")
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl on steps. Of a step that was made again after a kill, the last one; none that a kill cut."""
-        path = self.of_run("log.jsonl")
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+        path = self.run / "log.jsonl" if self.run else None
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path and path.is_file() else []
         events = [json.loads(line) for line in lines if line.startswith('{"event": "step"') and line.endswith("}")]
         return sorted({event["step"]: event for event in events}.values(), key=lambda event: event["step"])
 
@@ -140,7 +141,7 @@ def read_evaluation(folder: Path, first: Evaluation | None) -> Evaluation:
     scores = {name: np.array([questions[question_id][name] for question_id in ids], dtype=float)  # None becomes nan
               for name in ("exact", "f1", "confidence", "no_answer_score")}
     has_conditions = (folder / "conditions.json").is_file()
-    conditions = read_object(folder / "conditions.json", "how the answers were made", {}) if has_conditions else {}
+    conditions = read_object(folder / "conditions.json", "how the answers were made", CONDITIONS) if has_conditions else {}
     model = Path(str(conditions.get("ckpt", "")))
     run = next((path for path in (folder.parent, model, model.parent) if (path / "options.json").is_file()), None)
     options = read_object(run / "options.json", "the options of a run", RUN) if run else {}

@@ -222,7 +222,7 @@ def test_a_system_has_one_colour_everywhere(runs, tmp_path, monkeypatch, small_s
 
 def test_same_input_gives_the_same_plot(runs):
     systems, _ = read_systems(tuple(map(str, runs.values())))
-    assert plots.svg("coverage", systems, None, for_page=True) == plots.svg("coverage", systems, None, for_page=True)
+    assert plots.svg("loss", systems, None, for_page=True) == plots.svg("loss", systems, None, for_page=True)
 
 
 def test_threshold_curve_passes_through_the_official_figure(two_v2_runs, monkeypatch):
