@@ -83,34 +83,39 @@ def table(rows: Rows, looks: dict[str, dict], left: tuple[int, ...]) -> str:
 
 
 def differing(systems: list[System], questions: list[Question] | None) -> str:
-    """For two systems, the questions that one answers better, the largest difference in F1 first; of the first seeds."""
-    if len(systems) != 2:
-        return f'<p class="none">This is for exactly two systems; here are {len(systems)}.</p>'
+    """For two systems (their first seeds) or two seeds: where one is better, the largest difference in F1 first."""
+    runs = {system.label: system.evaluations[0] for system in systems} if len(systems) > 1 else {
+        f"seed {run.options.get('seed', number)}": run for number, run in enumerate(systems[0].evaluations)}
+    if len(runs) != 2:
+        return f'<p class="none">This is for exactly two systems, or two seeds of one; here are {len(runs)}.</p>'
     if questions is None:
         return '<p class="none">This needs the questions and their passages: give --data FILE.</p>'
-    runs = [system.evaluations[0] for system in systems]
-    f1, exact = (np.stack([run.scores[name] for run in runs]) for name in ("f1", "exact"))  # [2, N] each
+    f1, exact = (np.stack([run.scores[name] for run in runs.values()]) for name in ("f1", "exact"))  # [2, N] each
     differ = np.flatnonzero((f1[0] != f1[1]) | (exact[0] != exact[1]))
     rows = differ[np.argsort(-abs(f1[0] - f1[1])[differ], kind="stable")].tolist()
-    best = [best_spans(run) or {} for run in runs]
-    names = [f'<span class="{mark}">{escape(system.label)}</span>' for mark, system in zip(MARKS, systems, strict=True)]
+    best = [best_spans(run) or {} for run in runs.values()]
+    names = [f'<span class="{mark}">{escape(label)}</span>' for mark, label in zip(MARKS, runs, strict=True)]
     shown = f", of which {MOST_SHOWN} are shown" if len(rows) > MOST_SHOWN else ""
-    colours = [plots.look(system)["color"] for system in systems]
+    one, two = (plots.look(systems[number])["color"] for number in (0, -1))
     parts = [f'<p class="soft">{counted(len(rows), "question")} of {f1.shape[1]:,}{shown}, the largest difference first. '
              f'Marked: <span class="gold">gold answers</span>, {names[0]}, {names[1]}.</p>']
     for row in rows[:MOST_SHOWN]:
-        passage, example = questions[row]
-        marks = {"gold": [(answer.start_char, answer.end_char) for answer in example.answers]}
-        lines = [("gold", "Gold", " | ".join(dict.fromkeys(example.gold_texts)) or "(no answer)")]
-        for mark, system, run, spans in zip(MARKS, systems, runs, best, strict=True):
-            answer = run.answers[row]
-            span = answer_span(questions[row], answer, spans.get(example.id, ("", None)))
-            marks[mark] = [span] if span else []
-            lines.append((mark, system.label, f"{answer or '(no answer)'}   (F1 {100 * run.scores['f1'][row]:.0f})"))
-        text = "".join(f'<span class="{" ".join(on)}">{escape(part)}</span>' if on else escape(part)
-                       for part, on in segments(passage, marks))
-        parts.append(f'<article id="{escape(example.id)}"><h3>{escape(example.question)}</h3><dl>'
-                     + "".join(f'<dt><span class="{mark}">{escape(name)}</span></dt><dd>{escape(value)}</dd>'
-                               for mark, name, value in lines)
-                     + f'</dl><p class="passage">{text}</p></article>')
-    return f'<div style="--one:{colours[0]};--two:{colours[1]}">' + "\n".join(parts) + "</div>"
+        answers = [(label, run.answers[row], spans.get(questions[row].example.id, ("", None)), run.scores["f1"][row])
+                   for (label, run), spans in zip(runs.items(), best, strict=True)]
+        parts.append(compared(questions[row], answers))
+    return f'<div style="--one:{one};--two:{two}">' + "\n".join(parts) + "</div>"
+
+
+def compared(question: Question, answers: list[tuple[str, str | None, tuple[str, int | None], float]]) -> str:
+    """A question with its passage and the answers of two systems: (label, answer, best span, F1) of each."""
+    passage, example = question
+    marks = {"gold": [(answer.start_char, answer.end_char) for answer in example.answers]}
+    lines = [("gold", "Gold", " | ".join(dict.fromkeys(example.gold_texts)) or "(no answer)")]
+    for mark, (label, answer, best, f1) in zip(MARKS, answers, strict=True):
+        marks[mark] = [span] if (span := answer_span(question, answer, best)) else []
+        lines.append((mark, label, f"{answer or '(no answer)'}   (F1 {100 * f1:.0f})"))
+    facts = "".join(f'<dt><span class="{mark}">{escape(name)}</span></dt><dd>{escape(text)}</dd>' for mark, name, text in lines)
+    text = "".join(f'<span class="{" ".join(on)}">{escape(part)}</span>' if on else escape(part)
+                   for part, on in segments(passage, marks))
+    return (f'<article id="q-{escape(example.id)}"><h3>{escape(example.question)}</h3><dl>{facts}</dl>'
+            f'<p class="passage">{text}</p></article>')

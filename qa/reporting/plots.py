@@ -2,7 +2,7 @@
 
 Each function of PLOTS draws one figure from the systems and their questions (None: the data is not at hand). What it needs and
 does not find, it says in a `Missing`. A system has the same colour everywhere, from the palette of Okabe and Ito (2008), which
-the colour-blind can tell apart, less its yellow and black; the systems of a curve differ in their markers and dashes.
+the colour-blind can tell apart, less its yellow and black. A curve has a colour; each size has a marker and a kind of dashes.
 
 Used by: page.py (`svg`, into the page), qa/report.py (`svg`, into files).
 """
@@ -26,7 +26,7 @@ from qa.reporting.questions import Question, best_spans, breakdowns
 from qa.reporting.systems import FAMILIES, System
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"]  # one for each curve, then again
-MARKERS, DASHES = "osD^v", ["-", "--", "-.", ":", (0, (7, 1))]  # one for each place in a curve
+MARKERS, DASHES = "osD^v", ["-", "--", "-.", ":", (0, (7, 1))]  # one for each size
 INK = "#1B2733"  # text and axes; in the page it becomes the colour of the page's text
 STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "text.parse_math": False, "text.color": INK,
          "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -39,9 +39,9 @@ class Missing(Exception):
 
 
 def look(system: System) -> dict:
-    place = system.place % len(MARKERS)
-    colour = COLOURS[system.curve % len(COLOURS)]
-    return {"color": colour, "marker": MARKERS[place], "linestyle": DASHES[place], "markersize": 5}
+    again, colour = divmod(system.curve, len(COLOURS))
+    place = (system.place + again) % len(MARKERS)
+    return {"color": COLOURS[colour], "marker": MARKERS[place], "linestyle": DASHES[place], "markersize": 5}
 
 
 def line(system: System) -> dict:

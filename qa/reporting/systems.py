@@ -92,7 +92,7 @@ class System:
     label: str
     size: int | None  # training questions; None: unknown
     curve: int = 0  # the number of its curve
-    place: int = 0  # in its curve; 0 is the largest size
+    place: int = 0  # of its size among those of all curves; 0 is the largest one
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations.values():
         groups.setdefault(json.dumps(evaluation.identity(), sort_keys=True), []).append(evaluation)
-    systems = [System(group, name_of(group[0]), group[0].num_trained_on()) for group in groups.values()]
+    systems = [System(group, FAMILIES[group[0].options["kind"]][0] if group[0].run else Path(group[0].identity()["model"]).name,
+                      group[0].num_trained_on()) for group in groups.values()]
     tell_apart(systems)
     find_curves(systems)
     return sorted(systems, key=lambda system: (system.curve, -system.place)), warnings
@@ -149,10 +150,6 @@ def read_evaluation(folder: Path, first: Evaluation | None) -> Evaluation:
                       [questions[question_id]["prediction"] for question_id in ids], scores, conditions, run, options)
 
 
-def name_of(evaluation: Evaluation) -> str:
-    return FAMILIES[evaluation.options["kind"]][0] if evaluation.run else Path(evaluation.identity()["model"]).name
-
-
 def tell_apart(systems: list[System]) -> None:
     """Add options to equal labels, one after another, until they differ: "BERT, lr 0.0001", "BERT, lr 0.0002"."""
     names = [name for system in systems for name in system.identity if name not in (SIZE, *RECIPE)]
@@ -176,8 +173,9 @@ def find_curves(systems: list[System]) -> None:
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(system)
     curves = []
     for group in groups.values():
-        sizes = {system.size for system in group} - {None}
-        curves += [[one] for one in group] if len(sizes) < len(group) else [sorted(group, key=lambda system: -system.size)]
+        has_sizes = len({system.size for system in group} - {None}) == len(group)
+        curves += [group] if has_sizes else [[system] for system in group]
+    sizes = sorted({system.size for group in curves if len(group) > 1 for system in group}, reverse=True)
     for curve, group in enumerate(curves):
-        for place, system in enumerate(group):
-            system.curve, system.place = curve, place
+        for system in group:
+            system.curve, system.place = curve, sizes.index(system.size) if len(group) > 1 else 0

@@ -115,7 +115,7 @@ class Spans(HTMLParser):
 def marked_passages(text: str) -> dict[str, list[tuple[str, set[str]]]]:
     """id of the question -> its passage on the page, in parts: (text, classes)."""
     found = {}
-    for article in text.split('<article id="')[1:]:
+    for article in text.split('<article id="q-')[1:]:
         name, _, rest = article.partition("</article>")[0].partition('">')
         found[html.unescape(name)] = [part for part in Spans(rest).parts if "passage" in part[1]]
     return found

@@ -55,7 +55,7 @@ def test_runs_that_differ_in_the_seed_alone_are_a_system_and_sizes_make_a_curve(
     systems, warnings = read_systems(tuple(map(str, runs.values())))
     assert [(system.label, len(system.evaluations), system.size, system.curve) for system in systems] == [
         ("BERT, 10 questions", 3, 10, 0), ("BERT, 20 questions", 1, 20, 0), ("LoRA", 2, 10, 1)]
-    assert warnings == []
+    assert warnings == [] and plots.look(systems[0])["marker"] != plots.look(systems[1])["marker"]
 
 
 def test_options_tell_systems_of_one_size_apart(tmp_path, small_squad_file):
@@ -199,6 +199,14 @@ def test_marks_are_at_the_right_characters(two_v2_runs):
                     found = [entry for entry in entries[example.id] if entry["text"] == system[example.id]["prediction"] != ""]
                     spans[name] = [(entry["start_char"], entry["end_char"]) for entry in found]
                 assert_marked(shown[example.id], passage.text, spans)
+
+
+def test_two_seeds_of_a_system_are_compared_too(runs, small_squad_file):
+    systems, _ = read_systems((str(runs["bert-10-0"]), str(runs["bert-10-1"])))
+    found = questions.find_questions(list(systems[0].evaluations[0].titles), load_squad(str(small_squad_file)))
+    text = page.differing(systems, found)
+    assert marked_passages(text) and "seed 0" in text and "seed 1" in text
+    assert "exactly two" in page.differing(read_systems(tuple(map(str, runs.values())))[0], found)
 
 
 def test_page_says_what_is_missing(tmp_path, monkeypatch):
