@@ -12,7 +12,8 @@ The evidence compares a span with giving no answer, in the same passage, before 
     BERT    start score + end score - null score of the passage         (decode.py)
     LLaMA   log P(answer) - log P(refusal)
 
-A model that has not learnt to give no answer has nothing to compare with: then the evidence is the score, or log P(answer).
+BERT's null score is there after training on v1.1 too, where it may not win: [CLS] is the label of windows that lack the answer,
+and it tells passages apart. A LLaMA that has not learnt to refuse has nothing to compare with: its evidence is log P(answer).
 
 Devlin et al. 2019 (arXiv:1810.04805, section 4.3) decide by this difference whether a passage has an answer at all; Clark &
 Gardner 2018 (arXiv:1710.10723) show why shares cannot rank passages. docs/results.md has what we measured.
@@ -43,7 +44,7 @@ class Reply:
     answers: list[Candidate]  # best first, with text, start_char, end_char (exclusive), score and confidence
     no_answer: bool  # "no answer" won; `answers` are then what would have come next
     no_answer_confidence: float | None  # None: the model may not refuse, as after training on v1.1
-    null_score: float | None  # on the scale of the answers' scores
+    null_score: float | None  # on the scale of the answers' scores; None: a LLaMA that may not refuse
 
     def evidence(self, answer: Candidate) -> float:
         """What ranks one of the answers among those of other passages; more is better."""

@@ -41,10 +41,13 @@ def exit_status(main: Callable[[], None]) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may not be text; printing it must not end a run
     try:
         main()
+        sys.stdout.flush()
         return 0
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 2
+    except BrokenPipeError:  # who read our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
     except OSError as error:  # of a file that no code above took care of, such as a log on a full disk
         _say(f"error: {error.filename or 'a file'}: {error.strerror or error}; correct that, and give the same command again")
         return 2

@@ -33,7 +33,7 @@ class Prediction:
     text: str  # the best span; "" if the passage has none. `scoring.final_answers` applies the no-answer threshold
     candidates: list[Candidate]  # distinct spans, best first
     no_answer_score: float | None = None  # v2.0: larger means "no answer"
-    null_score: float | None = None  # v2.0: the score of giving no answer, on the scale of the candidates' scores
+    null_score: float | None = None  # of giving no answer, on the scale of the candidates' scores; LLaMA: v2.0 only
     null_confidence: float | None = None  # v2.0
     raw_text: str | None = None  # LLaMA, greedy: what it wrote, before grounding
     grounding: str | None = None  # LLaMA, greedy: exact, normalised, repaired, empty, or refused (v2.0)

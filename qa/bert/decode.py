@@ -55,15 +55,17 @@ def decode_question(start: np.ndarray, end: np.ndarray, windows: Windows, exampl
         best.setdefault(tuple(spans[place].tolist()), float(scores[place]))
     candidates = [Candidate(passage.text[start_char:end_char], start_char, end_char, score, float(np.exp(score - log_z)))
                   for (start_char, end_char), score in list(best.items())[:num_best]]
-    if not use_null:
-        return make_prediction(example.id, candidates)
-    return make_prediction(example.id, candidates, float(null_score), float(np.exp(null_score - log_z)))
+    return make_prediction(example.id, candidates, float(null_score),
+                           float(np.exp(null_score - log_z)) if use_null else None)
 
 
-def make_prediction(question_id: str, candidates: list[Candidate], null_score: float | None = None,
-                    null_confidence: float | None = None) -> Prediction:
-    """The best candidate is the answer. In v2.0 the no-answer score says by how much "no answer" is better than it."""
+def make_prediction(question_id: str, candidates: list[Candidate], null_score: float,
+                    null_confidence: float | None) -> Prediction:
+    """The best candidate is the answer. In v2.0 the no-answer score says by how much "no answer" is better than it.
+
+    null_confidence: None in v1.1. The null score still tells how well the passage fits the question (qa/asking.py).
+    """
     if not candidates:  # a passage without a token
         return Prediction(question_id, "", [], None, null_score, null_confidence)
-    no_answer_score = None if null_score is None else null_score - candidates[0].score
+    no_answer_score = None if null_confidence is None else null_score - candidates[0].score
     return Prediction(question_id, candidates[0].text, candidates, no_answer_score, null_score, null_confidence)

@@ -50,8 +50,8 @@ class FlatCandidates:
     end_char: np.ndarray  # [M] int32, exclusive
     score: np.ndarray  # [M]
     confidence: np.ndarray  # [M]
-    null_score: np.ndarray | None  # [Q], v2.0 only, as is the next
-    null_confidence: np.ndarray | None  # [Q]
+    null_score: np.ndarray  # [Q]
+    null_confidence: np.ndarray | None  # [Q], v2.0 only
 
 
 def make_predictions(found: FlatCandidates, data: SquadData) -> list[Prediction]:
@@ -63,8 +63,8 @@ def make_predictions(found: FlatCandidates, data: SquadData) -> list[Prediction]
         part = slice(found.bounds[index], found.bounds[index + 1])
         spans = zip(*(column[part] for column in columns), strict=True)
         candidates = [Candidate(text[span[0]:span[1]], *span) for span in spans]
-        nulls = () if found.null_score is None else (float(found.null_score[index]), float(found.null_confidence[index]))
-        predictions.append(make_prediction(question_id, candidates, *nulls))
+        null_confidence = None if found.null_confidence is None else float(found.null_confidence[index])
+        predictions.append(make_prediction(question_id, candidates, float(found.null_score[index]), null_confidence))
     return predictions
 
 
@@ -93,12 +93,11 @@ def find_candidates(start: Tensor, end: Tensor, windows: Windows, num_best: int,
     question, start_char, end_char, score = map(np.concatenate, zip(*found, strict=True))
     order = np.argsort(question, kind="stable")
     question, score = question[order], score[order]
-    null_score = null_confidence = None
+    cls_token = windows.bounds[:-1] + NO_ANSWER
+    null_score = np.minimum.reduceat((start[cls_token] + end[cls_token]).numpy(), first_window[:-1])
     if use_null:
-        cls_token = windows.bounds[:-1] + NO_ANSWER
-        null_score = np.minimum.reduceat((start[cls_token] + end[cls_token]).numpy(), first_window[:-1])
         log_z = np.logaddexp(log_z, null_score)
-        null_confidence = np.exp(null_score - log_z)
+    null_confidence = np.exp(null_score - log_z) if use_null else None
     return FlatCandidates(np.searchsorted(question, np.arange(num_questions + 1)), start_char[order], end_char[order], score,
                           np.exp(score - log_z[question]), null_score, null_confidence)
 

@@ -95,9 +95,11 @@ def plain_best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) 
 def best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
     """The same; few spans are scored."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
-    limit = n * n
-    for first in range(len(solid)):
-        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, limit):
+    limit, beginnings = n * n, {token[:size] for token in wanted for size in range(len(token) + 1)}
+    for first, unit in enumerate(solid):
+        if _cannot_begin(_tokens(units.string(unit, unit)), wanted, beginnings):
+            continue
+        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, beginnings, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats
             if f1 > best_f1:
                 best_f1, best = f1, []
@@ -107,7 +109,16 @@ def best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> lis
     return best
 
 
-def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter,
+def _cannot_begin(tokens: list[str], wanted: Counter, beginnings: set[str]) -> bool:
+    """Whether no best span begins with a word, or a part of one, that has these tokens.
+
+    Further characters let the first token grow, but for 2 characters ("x–th" + "e" ends in an article). `beginnings`: of the
+    wanted tokens.
+    """
+    return bool(tokens) and tokens[0] not in wanted and (len(tokens) > 1 or tokens[0][:-2] not in beginnings)
+
+
+def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter, beginnings: set[str],
                      limit: int) -> Iterator[tuple[int, int, int]]:
     """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
     left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
@@ -115,9 +126,8 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
         stop = bisect.bisect_left(solid, units.word_stops[solid[first]])
         for last in range(first, stop):
             tokens = _tokens(units.string(solid[first], solid[last]))
-            if num_tokens == 0 and tokens and tokens[0] not in wanted and (
-                    len(tokens) > 1 or not any(token.startswith(tokens[0][:-2]) for token in wanted)):
-                return  # the first token only grows, but for 2 characters ("x–th" + "e" ends in an article): no wanted one
+            if num_tokens == 0 and _cannot_begin(tokens, wanted, beginnings):
+                return
             if num_tokens + len(tokens) > limit + 1:
                 return  # a longer part has as many tokens or more, unless one of them becomes an article
             if not tokens or tokens[-1] in wanted:

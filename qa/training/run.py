@@ -14,7 +14,6 @@ Used by both train scripts.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -45,6 +44,12 @@ from qa.training.state import TrainState
 
 RUNS = Path("runs")
 RECORD = {"kind": optional(TEXT), "examples": optional(TEXT), "resolved_precision": optional(one_of(*AUTOCAST_DTYPES))}
+
+try:
+    import fcntl
+except ImportError:  # Windows: a run is not locked there
+    fcntl = None
+
 _locked: set[Path] = set()  # the folders of this process's runs
 
 
@@ -133,7 +138,7 @@ def check_run_folder(options: TrainOptions) -> dict[str, Any] | None:
 def lock_run(folder: Path, runtime: Runtime) -> None:
     """Refuse a folder in which another process trains. The lock is the kernel's: it ends when its process ends in any way."""
     is_taken = False
-    if runtime.is_main and folder.resolve() not in _locked:
+    if fcntl and runtime.is_main and folder.resolve() not in _locked:
         try:
             fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # never closed
             _locked.add(folder.resolve())

@@ -28,20 +28,25 @@ class TrainState:
         self.skipped += skipped
 
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has not all
+
+
 class StopSignal:
     """Ctrl-C, SIGTERM and SIGUSR1 (SLURM's warning) request a stop, of all ranks together, after their step (see `agree`)."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         """stop_after: number of steps of this process after which it stops without a signal."""
         self.requested, self.steps_left = False, stop_after or math.inf
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._request)
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._request)
 
     def release(self) -> None:
         """Called after the last step: its checkpoint is written, so from now on a signal ends the process at once."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        for name in SIGNALS[1:]:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
 
     def _request(self, number: int, frame: Any) -> None:
         self.requested = True

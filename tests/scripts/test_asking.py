@@ -13,6 +13,7 @@ import warnings
 import pytest
 
 from qa.asking import Reply, rank_answers
+from qa.bert.reader import BertReader
 from qa.data.squad import load_squad
 from qa.errors import UserError
 from qa.prediction import Candidate
@@ -100,6 +101,13 @@ def test_a_passage_and_a_question_asked_twice_are_read_once(reader, monkeypatch)
     replies = reader.ask(["Who?", "When?", "Who?"], [PASSAGES[0], PASSAGES[0], PASSAGES[0]])
     (data,) = seen
     assert len(data.passages) == 1 and len(data.examples) == 2 and replies[0] == replies[2]
+
+
+def test_berts_evidence_is_the_same_where_it_may_not_refuse(reader):
+    """Its null score ranks passages after training on v1.1 too. A LLaMA's evidence is then log P(answer) alone."""
+    free, bound = (reader.ask("Who?", PASSAGES[0], may_refuse=may_refuse) for may_refuse in (True, False))
+    expected = free.evidence(free.answers[0]) if isinstance(reader, BertReader) else bound.answers[0].score
+    assert bound.evidence(bound.answers[0]) == pytest.approx(expected) and bound.no_answer_confidence is None
 
 
 @pytest.mark.parametrize("threshold, refused", [(-1000.0, True), (1000.0, False)])
