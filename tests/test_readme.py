@@ -16,13 +16,14 @@ import pytest
 
 from qa.data.squad import load_squad
 from qa.evaluation.show import marked_passages
-from qa.options import DEMO_BERT, DEMO_LLAMA, AskOptions, BertOptions, EvaluateOptions, LlamaOptions, flag, parse
+from qa.options import DEMO_BERT, DEMO_LLAMA, AskOptions, BertOptions, EvaluateOptions, LlamaOptions, ReportOptions, flag, parse
 from qa.prediction import Candidate, Prediction
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_bert.py": (BertOptions, DEMO_BERT), "train_llama.py": (LlamaOptions, DEMO_LLAMA),
-           "evaluate.py": (EvaluateOptions, None), "qa.ask": (AskOptions, None)}
+           "evaluate.py": (EvaluateOptions, None), "qa.ask": (AskOptions, None),
+           "qa.report": (ReportOptions, None)}
 THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node",  # transformers', pip's, torchrun's, SLURM's
           *"--job-name --array --time --signal --ntasks --cpus-per-task --gpus --output".split()}
 FIRST_SCREEN = 40  # lines
@@ -45,7 +46,7 @@ def flags(text: str) -> set[str]:
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """(script, its flags), wherever a script is followed by any."""
-    names = r"\b(train_bert\.py|train_llama\.py|evaluate\.py|qa\.ask)"
+    names = r"\b(train_bert\.py|train_llama\.py|evaluate\.py|qa\.ask|qa\.report)"
     return [(script, shlex.split(rest)) for script, rest in re.findall(names + r"( --[^`#\n|]*)", text)]
 
 
@@ -133,7 +134,7 @@ def test_every_link_leads_somewhere(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_is_named_is_one_of_a_script_or_a_benchmark(page):
     known = {flag(name) for cls, _ in SCRIPTS.values() for name in cls.__dataclass_fields__}
-    known |= {name for path in (ROOT / "benchmarks").glob("*.py") for name in re.findall(r'add_argument\("(--[\w-]+)"',
+    known |= {name for path in (ROOT / "benchmarks").rglob("*.py") for name in re.findall(r'add_argument\("(--[\w-]+)"',
                                                                                         path.read_text())}
     assert flags(text_of(page)) - known - {"--help"} == set()
 

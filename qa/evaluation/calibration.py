@@ -14,7 +14,8 @@ T is the number with which "right" and "wrong" (EM) on the held-out questions ar
 confidence 0.9 (odds 9) becomes 0.75 (odds 3). Every answer keeps its place in the list. The confidences of all spans no longer
 add up to 1: each by itself is the probability that this answer is right.
 
-Used by: scoring.py and training/evaluator.py (to fit, to measure), evaluate.py and qa/asking.py (to apply).
+Used by: scoring.py and training/evaluator.py (to fit, to measure), evaluate.py and qa/asking.py (to apply),
+reporting/plots.py (to show).
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ Our search for the best threshold (`best_exact`, `best_f1`) differs from the off
 
 Sources: the rules of evaluate-v1.1.py (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1) and of evaluate-v2.0.py
 (Rajpurkar et al. 2018, arXiv:1806.03822). Input: examples from data/squad.py; predictions, {id: text}.
-Used by: scoring.py (a model's predictions), evaluate.py (a file of predictions), llama/grounding.py (`normalize_answer`).
+Used by: scoring.py (a model's predictions), evaluate.py (a file of predictions), llama/grounding.py (`normalize_answer`),
+reporting/ (`threshold_curves`, `normalize_answer`).
 Letters: N questions, in the order of the examples; G different na_probs.
 """
 
@@ -119,7 +120,7 @@ def score_v2(examples: list[Example], predictions: dict[str, str], na_probs: dic
             metrics |= {f"{key}exact": _percent(exact[part]), f"{key}f1": _percent(f1[part]), f"{key}total": int(part.sum())}
     if na_probs is not None:
         scores_if_accepted = question_scores(examples, predictions, is_v2=True)
-        thresholds, *curves = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)
+        thresholds, *curves = threshold_curves(examples, predictions, na_probs, scores_if_accepted)
         for name, curve in zip(("exact", "f1"), curves, strict=True):
             best = int(curve.argmax())  # of equal ones the lowest, as in the official search
             metrics |= {f"best_{name}": 100.0 * float(curve[best]) / len(examples),
@@ -135,7 +136,7 @@ def best_threshold(examples: list[Example], predictions: dict[str, str], na_prob
     highest na_prob.
     """
     scores_if_accepted = question_scores(examples, predictions, is_v2=True)
-    thresholds, exact, f1 = _threshold_curves(examples, predictions, na_probs, scores_if_accepted)  # [G + 1] each
+    thresholds, exact, f1 = threshold_curves(examples, predictions, na_probs, scores_if_accepted)  # [G + 1] each
     best = max(range(len(thresholds)), key=lambda g: (round(f1[g], 9), round(exact[g], 9), -g))
     threshold = float(thresholds[best])
     if 0 < best < len(thresholds) - 1:
@@ -145,7 +146,7 @@ def best_threshold(examples: list[Example], predictions: dict[str, str], na_prob
     return threshold
 
 
-def _threshold_curves(examples: list[Example], predictions: dict[str, str], na_probs: dict[str, float],
+def threshold_curves(examples: list[Example], predictions: dict[str, str], na_probs: dict[str, float],
                       scores_if_accepted: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every threshold that makes a difference, ascending, and the sum of EM and the sum of F1 at it: [G + 1] each.
 

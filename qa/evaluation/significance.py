@@ -20,7 +20,7 @@ seeds of a system with only one run are not in the interval: it is then about th
 
 `sign_flip_p` asks: if the two systems were the same, each article's difference could as well have the other sign. In which
 share of all signs is the whole difference at least as large? (Fisher's randomisation test; 1935, The Design of Experiments.)
-Input: EM or F1 of every question, 0 to 1 (`question_scores` in metrics.py). Used by: evaluate.py.
+Input: EM or F1 of every question, 0 to 1 (`question_scores` in metrics.py). Used by: evaluate.py, reporting/table.py.
 
 Letters: S runs (seeds) of a system, N questions, J articles, T trials of a simulation.
 """

@@ -175,11 +175,11 @@ def test_refusal_is_strictly_above_the_threshold():
 
 
 def test_threshold_search_worked_by_hand():
-    """The table in `_threshold_curves`."""
+    """The table in `threshold_curves`."""
     examples = [make_example("a", "cat"), make_example("b"), make_example("c", "cat sat on mat")]
     predictions, na_probs = {"a": "cat", "b": "dog", "c": "cat and sat dog"}, {"a": 0.1, "b": 0.6, "c": 0.8}
     scores = question_scores(examples, predictions, is_v2=True)
-    thresholds, _, f1_sums = metrics._threshold_curves(examples, predictions, na_probs, scores)
+    thresholds, _, f1_sums = metrics.threshold_curves(examples, predictions, na_probs, scores)
     assert thresholds.tolist() == [0.0, 0.1, 0.6, 0.8] and f1_sums.tolist() == [1, 2, 1, 1.5]
     assert best_threshold(examples, predictions, na_probs) == pytest.approx(0.35)  # in the middle of 0.1 and 0.6
 
