@@ -49,8 +49,9 @@ from qa.evaluation.results import (
 from qa.evaluation.scoring import score_predictions
 from qa.evaluation.show import marked_passages, metrics_line, table
 from qa.evaluation.significance import describe
+from qa.flags import parse, unused_options
 from qa.llama.model import export_merged
-from qa.options import EvaluateOptions, parse, settings_typed, unused_options
+from qa.options import EvaluateOptions, settings_typed
 from qa.reader import load_reader
 from qa.training import distributed
 from qa.training.distributed import Runtime

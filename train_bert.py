@@ -32,7 +32,8 @@ from qa.data.batches import deal, epoch_plan, padding_share
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
-from qa.options import DEMO_BERT, BertOptions, parse
+from qa.flags import parse
+from qa.options import DEMO_BERT, BertOptions
 from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card

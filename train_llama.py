@@ -28,6 +28,7 @@ from qa.data.batches import passage_plan
 from qa.data.splits import training_split
 from qa.data.squad import load_squad
 from qa.errors import Stopped, exit_status
+from qa.flags import parse
 from qa.llama.adapter import read_tensors, save_adapter
 from qa.llama.base_fingerprint import base_fingerprint, check_base
 from qa.llama.demonstrations import choose_demonstrations
@@ -39,7 +40,7 @@ from qa.llama.packing import collate, deal_rows
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
 from qa.llama.targets import LoraSpec, targets_from_flag
-from qa.options import DEMO_LLAMA, LlamaOptions, parse
+from qa.options import DEMO_LLAMA, LlamaOptions
 from qa.settings import resolve
 from qa.training import distributed
 from qa.training.card import model_card

@@ -26,7 +26,8 @@ from qa.data.documents import Paragraph, read_documents, sentence_span
 from qa.data.squad import counted
 from qa.errors import UserError, exit_status
 from qa.evaluation.show import mark
-from qa.options import AskOptions, parse
+from qa.flags import parse
+from qa.options import AskOptions
 from qa.reader import load_reader
 from qa.training import distributed
 

@@ -22,13 +22,14 @@ from qa.bert.reader import BertReader
 from qa.data.splits import questions_that
 from qa.data.squad import load_squad
 from qa.errors import UserError
+from qa.flags import check, unused_options
 from qa.llama.adapter import Adapter, load_adapter, read_adapter
 from qa.llama.demonstrations import choose_demonstrations
 from qa.llama.memory import PassageMemory
 from qa.llama.model import context_length, load_llama
 from qa.llama.prompt import PromptTemplate
 from qa.llama.reader import LlamaReader
-from qa.options import ReadingOptions, check, unused_options
+from qa.options import ReadingOptions
 from qa.settings import ReadSettings, read_settings, resolve
 from qa.training import distributed
 from qa.training.distributed import Runtime

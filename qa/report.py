@@ -19,7 +19,8 @@ from pathlib import Path
 from qa.data.squad import DEMO_NAMES, load_squad
 from qa.errors import UserError, exit_status
 from qa.files import check_out, write_bytes, writing
-from qa.options import ReportOptions, parse
+from qa.flags import parse
+from qa.options import ReportOptions
 from qa.reporting.questions import Question, find_questions
 from qa.reporting.systems import System, read_systems
 from qa.reporting.table import caution, difference_rows, markdown, system_rows

@@ -19,7 +19,8 @@ BELOW = {
     "qa.cpu": set(),
     "qa.files": {"qa.errors"},
     "qa.schema": {"qa.errors", "qa.files"},
-    "qa.options": {"qa.errors"},
+    "qa.options": set(),
+    "qa.flags": {"qa.errors", "qa.options"},
     "qa.families": {"qa.schema"},
     "qa.weights": {"qa.errors", "qa.families", "qa.schema"},
     "qa.data": {"qa.errors", "qa.files"},
@@ -33,10 +34,11 @@ BELOW = {
                 "qa.weights"},
     "qa.llama": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.prediction", "qa.schema",
                  "qa.settings", "qa.training", "qa.weights"},
-    "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.llama", "qa.options", "qa.settings", "qa.training", "qa.weights"},
-    "qa.ask": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.options", "qa.reader", "qa.training"},
+    "qa.reader": {"qa.bert", "qa.data", "qa.errors", "qa.flags", "qa.llama", "qa.options", "qa.settings", "qa.training",
+                  "qa.weights"},
+    "qa.ask": {"qa.asking", "qa.data", "qa.errors", "qa.evaluation", "qa.flags", "qa.options", "qa.reader", "qa.training"},
     "qa.reporting": {"qa.data", "qa.errors", "qa.evaluation", "qa.files", "qa.options", "qa.schema"},
-    "qa.report": {"qa.data", "qa.errors", "qa.files", "qa.options", "qa.reporting"},
+    "qa.report": {"qa.data", "qa.errors", "qa.files", "qa.flags", "qa.options", "qa.reporting"},
 }
 
 

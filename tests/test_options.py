@@ -8,10 +8,10 @@ import json
 import pytest
 
 from qa.errors import UserError
+from qa.flags import THEIRS, parse, unused_options
 from qa.options import (
     DEMO_BERT,
     DEMO_LLAMA,
-    THEIRS,
     AskOptions,
     BertOptions,
     EvaluateOptions,
@@ -19,9 +19,7 @@ from qa.options import (
     TrainOptions,
     differences,
     flag,
-    parse,
     settings_typed,
-    unused_options,
 )
 
 CLASSES = [TrainOptions, BertOptions, LlamaOptions, EvaluateOptions, AskOptions]

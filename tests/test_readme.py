@@ -16,7 +16,8 @@ import pytest
 
 from qa.data.squad import load_squad
 from qa.evaluation.show import marked_passages
-from qa.options import DEMO_BERT, DEMO_LLAMA, AskOptions, BertOptions, EvaluateOptions, LlamaOptions, ReportOptions, flag, parse
+from qa.flags import parse
+from qa.options import DEMO_BERT, DEMO_LLAMA, AskOptions, BertOptions, EvaluateOptions, LlamaOptions, ReportOptions, flag
 from qa.prediction import Candidate, Prediction
 
 ROOT = Path(__file__).parents[1]

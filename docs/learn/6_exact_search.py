@@ -2,8 +2,8 @@
 
     python docs/learn/6_exact_search.py
 
-The passage is "The tower of 1889". Its candidates are kept as a tree of prefixes, one word a token. Here the "model" is a
-table: for a prefix, the probability of each next word and of the end. The search is that of qa/llama/search.py, which takes
+The passage is "The tower of 1889". Its candidates are kept as a tree of prefixes, one word a token: a row for each word at
+which they begin. Here the "model" is a table: for a prefix, the probability of each next word and of the end. The search is that of qa/llama/search.py, which takes
 any function as its model. `evaluate.py --decode exact --trace ID` shows the same search with a real model.
 """
 
@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from qa.llama.candidates import ROOT, Trie  # noqa: E402
+from qa.llama.candidates import Row, Trie  # noqa: E402
 from qa.llama.search import best_first  # noqa: E402
+from qa.llama.units import SMALL_UNITS, cut  # noqa: E402
 
 WORDS = ["The", "tower", "of", "1889"]
 MODEL = {  # prefix: (probabilities of the next word, probability of the end)
@@ -25,11 +26,11 @@ MODEL = {  # prefix: (probabilities of the next word, probability of the end)
 
 
 def main() -> None:
-    trie = Trie()
+    rows = []
     for first in range(len(WORDS)):
-        for last in range(first, len(WORDS)):
-            node = trie.walk(ROOT, range(first, last + 1))  # a token's id is its word's number
-            trie.end(node, first, last + 1, is_whole=True)  # here a span counts words, not characters
+        numbers = list(range(first, len(WORDS)))  # a token's id is its word's number; a candidate ends after each
+        rows.append(Row(tokens=numbers, first=first, lasts=numbers))
+    trie = Trie(rows, cut(" ".join(WORDS), SMALL_UNITS))
 
     def text(tokens: list[int]) -> str:
         return " ".join(WORDS[token] for token in tokens)
@@ -41,7 +42,7 @@ def main() -> None:
 
     best, steps, left_open = best_first(trie, log_probs)
 
-    print(f"{len(trie.tokens) - 1} prefixes, each of them a candidate. The search runs the most probable open one:\n")
+    print(f"{trie.num_nodes() - 1} prefixes, each of them a candidate. The search runs the most probable open one:\n")
     print(f"{'prefix':<12} {'P(prefix)':>9}  {'P(prefix, end)':>14}")
     record = 0.0
     for step in steps[1:]:  # the first is the empty prefix
@@ -53,7 +54,7 @@ def main() -> None:
     for log_prob, node in left_open:
         print(f"{text(trie.prefix(node)):<16} {math.exp(log_prob):5.2f}  at most {record:.2f}, like all that begins with it")
     print(f"\nthe answer: {text(trie.prefix(best[0].node))!r}, probability {math.exp(best[0].answer_log_prob):.2f}; "
-          f"{len(steps) - 1} of {len(trie.tokens) - 1} prefixes were run")
+          f"{len(steps) - 1} of {trie.num_nodes() - 1} prefixes were run")
 
 
 if __name__ == "__main__":

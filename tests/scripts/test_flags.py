@@ -15,7 +15,8 @@ import evaluate
 import train_bert
 import train_llama
 from qa.errors import UserError, exit_status
-from qa.options import BertOptions, EvaluateOptions, LlamaOptions, flag, parse
+from qa.flags import parse
+from qa.options import BertOptions, EvaluateOptions, LlamaOptions, flag
 
 SCRIPTS = {BertOptions: train_bert, LlamaOptions: train_llama, EvaluateOptions: evaluate}
 NUMBERS = [(cls, field.name) for cls in SCRIPTS for field in dataclasses.fields(cls)
