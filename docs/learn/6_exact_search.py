@@ -3,8 +3,9 @@
     python docs/learn/6_exact_search.py
 
 The passage is "The tower of 1889". Its candidates are kept as a tree of prefixes, one word a token: a row for each word at
-which they begin. Here the "model" is a table: for a prefix, the probability of each next word and of the end. The search is that of qa/llama/search.py, which takes
-any function as its model. `evaluate.py --decode exact --trace ID` shows the same search with a real model.
+which they begin. Here the "model" is a table: for a prefix, the probability of each next word and of the end. The search is
+that of qa/llama/search.py, which takes any function as its model. `evaluate.py --decode exact --trace ID` shows the same
+search with a real model.
 """
 
 import math
@@ -26,10 +27,8 @@ MODEL = {  # prefix: (probabilities of the next word, probability of the end)
 
 
 def main() -> None:
-    rows = []
-    for first in range(len(WORDS)):
-        numbers = list(range(first, len(WORDS)))  # a token's id is its word's number; a candidate ends after each
-        rows.append(Row(tokens=numbers, first=first, lasts=numbers))
+    numbers = list(range(len(WORDS)))  # a token's id is its word's number; a candidate ends after each
+    rows = [Row(tokens=numbers[first:], first=first, lasts=numbers[first:]) for first in numbers]
     trie = Trie(rows, cut(" ".join(WORDS), SMALL_UNITS))
 
     def text(tokens: list[int]) -> str:
