@@ -33,6 +33,7 @@ from qa.cpu import attention  # noqa: E402
 from qa.cpu.dropout import replace_dropout  # noqa: E402
 from qa.data.batches import deal, epoch_plan  # noqa: E402
 from qa.data.squad import Summary  # noqa: E402
+from qa.families import FAMILIES  # noqa: E402
 from qa.llama.encode import Piece, Prompt  # noqa: E402
 from qa.llama.greedy import generate  # noqa: E402
 from qa.llama.lora import inject_lora, lora_layers  # noqa: E402
@@ -163,7 +164,7 @@ def bert_training(options) -> None:
                     model = BertForQuestionAnswering(config).to(DEVICE).train()
                 else:
                     encoder = BertModel._from_config(config, attn_implementation=attention.register(), add_pooling_layer=False)
-                    model = BertSpanModel(encoder).to(DEVICE).train()
+                    model = BertSpanModel(encoder, FAMILIES["bert"]).to(DEVICE).train()
                     replace_dropout(model)
                 make_step = plain_bert_step if kind == "plain" else our_bert_step
                 step = make_step(model, windows, plan, torch.compile(model, dynamic=True) if kind == "compiled" else model)
