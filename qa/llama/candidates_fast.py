@@ -53,6 +53,15 @@ class Word(NamedTuple):
     is_complete: bool  # else the rest of the word was not: it has too many tokens
 
 
+class Chain(NamedTuple):
+    """All words but the first, one after another, each as inside an answer."""
+
+    tokens: list[int]  # [C]
+    lasts: list[int]  # [C]
+    places: dict[int, int]  # of each word's first unit: where the word begins
+    others: list[tuple[int, int, list[int]]]  # of all words: where the word begins, last unit, tokens
+
+
 def make_trie_fast(template: PromptTemplate, text: str, max_tokens: int) -> Trie:
     """The same as `make_trie`."""
     units, most = cut(text, SMALL_UNITS), max_tokens - 1
@@ -62,9 +71,13 @@ def make_trie_fast(template: PromptTemplate, text: str, max_tokens: int) -> Trie
         stops = [max(min(pair), first + 1) for first, pair in enumerate(zip(stops, possible, strict=True))]
     beginnings = _encode_words(template, units, range(len(units)), stops, begin=True)
     continuations = _encode_words(template, units, units.word_starts[1:], stops, begin=False)
-    if _words_agree_with_whole_strings(template, units, most, beginnings, continuations):
-        return Trie(_make_rows(units, most, beginnings, continuations), units)
-    return make_trie(template, text, max_tokens, _stops(template, units, most))
+    if not _words_agree_with_whole_strings(template, units, most, beginnings, continuations):
+        return make_trie(template, text, max_tokens, _stops(template, units, most))
+    chain, rows = _make_chain(continuations, most), []
+    for first, word in beginnings.items():
+        place = chain.places.get(word.last + 1, len(chain.tokens)) if word.is_complete else len(chain.tokens)
+        rows += _make_rows(first, word, chain, place, most)
+    return Trie(rows, units)
 
 
 def _encode_words(template: PromptTemplate, units: Units, firsts: Iterable[int], stops: list[int],
@@ -91,33 +104,31 @@ def _make_word(parts: list[tuple[int, list[int]]], units: Units) -> Word:
     return word
 
 
-def _make_rows(units: Units, most: int, beginnings: dict[int, Word], continuations: dict[int, Word]) -> Iterator[Row]:
-    """All candidates of at most `most` tokens, the end token not included."""
-    chain: list[int] = []  # [C]
-    lasts: list[int] = []  # [C]
-    places = {}  # of each word's first unit: where the word begins in the chain
-    others = []  # (place in the chain before it, last unit, tokens) of parts that make rows of their own
+def _make_chain(continuations: dict[int, Word], most: int) -> Chain:
+    chain = Chain([], [], {}, [])
     for first, word in continuations.items():
-        places[first] = len(chain)
-        others += [(len(chain), *part) for part in word.others]
-        gap = [] if word.is_complete else [NO_TOKEN] * most  # no candidate reaches over it
-        chain += word.tokens + gap
-        lasts += word.lasts + [NO_END] * len(gap)
-    for first, word in beginnings.items():
-        yield from (row_of_one(ids, first, last) for last, ids in word.others if len(ids) <= most)
-        room = most - len(word.tokens)
-        place = places.get(units.word_stops[first], len(chain)) if word.is_complete else len(chain)
-        row_lasts = (word.lasts + lasts[place : place + max(room, 0)])[:most]
-        while row_lasts and row_lasts[-1] == NO_END:
-            row_lasts.pop()
-        if row_lasts:
-            yield Row((word.tokens + chain[place : place + max(room, 0)])[: len(row_lasts)], first, row_lasts)
-        for before, last, ids in others[bisect.bisect_left(others, (place,)) :]:
-            if before - place + len(ids) > room:
-                if before - place >= room:
-                    break
-                continue
-            yield row_of_one(word.tokens + chain[place:before] + ids, first, last)
+        place = chain.places[first] = len(chain.tokens)
+        chain.others.extend((place, *part) for part in word.others)
+        gap = 0 if word.is_complete else most  # no candidate reaches over it
+        chain.tokens.extend(word.tokens + [NO_TOKEN] * gap)
+        chain.lasts.extend(word.lasts + [NO_END] * gap)
+    return chain
+
+
+def _make_rows(first: int, word: Word, chain: Chain, place: int, most: int) -> Iterator[Row]:
+    """The candidates from unit `first` on, of at most `most` tokens. word: the rest of its word; the next is at `place`."""
+    room = most - len(word.tokens)
+    end = place + max(room, 0)
+    tokens, lasts = word.tokens + chain.tokens[place:end], word.lasts + chain.lasts[place:end]
+    length = max((number for number, last in enumerate(lasts[:most], start=1) if last != NO_END), default=0)
+    if length:
+        yield Row(tokens[:length], first, lasts[:length])
+    yield from (row_of_one(ids, first, last) for last, ids in word.others if len(ids) <= most)
+    for before, last, ids in chain.others[bisect.bisect_left(chain.others, (place,)) :]:
+        if before >= end:
+            break
+        if before - place + len(ids) <= room:
+            yield row_of_one(word.tokens + chain.tokens[place:before] + ids, first, last)
 
 
 def _words_agree_with_whole_strings(template: PromptTemplate, units: Units, most: int, beginnings: dict[int, Word],
