@@ -59,7 +59,7 @@ def main() -> None:
         dev_data = load_squad(options.dev_data, "dev") if options.dev_data else None
         model_path = weights.locate(options.model)
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
-    weights.expect_family(model_path, "bert")
+    weights.expect_reader(model_path, "bert")
     tokenizer = weights.load_tokenizer(model_path)
     windows = make_windows(training, tokenizer, options.max_length, options.overlap)
     lengths, questions = windows.lengths, [example for passage in training for example in passage.examples]
@@ -68,8 +68,7 @@ def main() -> None:
     # ---- model, optimizer and reader ----------------------------------------------------------------------------
     distributed.reseed(options.seed, 0, 0)  # so that every rank draws the same new head
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
-    config = model.config
-    precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
+    precision = choose_precision(options.precision, runtime, *model.widths)
     model.to(runtime.device, precision.parameter_dtype)
     micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device, model, precision.is_half)
     forward = torch.compile(model, dynamic=True) if options.compile else model
@@ -98,7 +97,7 @@ def main() -> None:
         folder / "model", settings=settings, runtime=runtime,
         write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
-                                        f"{options.overlap}, dropout {config.hidden_dropout_prob:g}", *scores))
+                                        f"{options.overlap}, dropout {model.dropout:g}", *scores))
     product.check(state.best_step)
     num_held_out = len(held_out.examples) if held_out else 0
     log = RunLog(folder / "log.jsonl", total_steps, "windows", runtime)

@@ -65,19 +65,19 @@ def load_reader(options: ReadingOptions, typed: set[str], runtime: Runtime,
     """
     with distributed.first_of_each_node(runtime):
         path = weights.locate(options.ckpt, "--ckpt")
-    model_type, family = weights.family(path), weights.reader_family(path)
+    model_type, kind = weights.family(path), weights.reader_family(path)
     values = {name: getattr(options, name) for name in typed if name != "prompt"}
-    if family == "llama":
+    if kind == "llama":
         values["decode"] = options.decode
-    settings, sources = resolve(family, values, read_settings(path))
+    settings, sources = resolve(kind, values, read_settings(path))
     adapter = read_adapter(path) if model_type == "adapter" else None
-    parts = {family: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
-    model = f"{options.ckpt} ({model_type}" + (f", --decode {settings.decode})" if family == "llama" else ")")
+    parts = {kind: True, "exact": settings.decode == "exact", "adapter": adapter is not None, "shots": bool(options.shots)}
+    model = f"{options.ckpt} ({model_type}" + (f", --decode {settings.decode})" if kind == "llama" else ")")
     notes = [f"warning: {line}" for line in unused_options(options, typed, {part for part in parts if parts[part]}, model)]
-    shown = ["max_length", "overlap", "max_answer_length", *(["decode"] if family == "llama" else [])]
+    shown = ["max_length", "overlap", "max_answer_length", *(["decode"] if kind == "llama" else [])]
     if saved := [f"{name} {getattr(settings, name)}" for name in sources if name in shown and sources[name] == "saved"]:
         notes.append(f"from the checkpoint: {', '.join(saved)}")
-    if family == "llama":
+    if kind == "llama":
         reader, more = _open_llama(path, adapter, settings, options, runtime, is_v2)
     else:
         reader, more = _open_bert(path, settings, options, runtime)
@@ -88,8 +88,7 @@ def _open_bert(path: Path, settings: ReadSettings, options: ReadingOptions, runt
     """A question-answering model, or a plain encoder, which gets a random span head."""
     distributed.reseed(options.seed, 0, 0)
     model, head_is_trained = load_bert(path, settings.max_length)
-    config = model.config
-    precision = choose_precision(options.precision, runtime, config.hidden_size, config.intermediate_size)
+    precision = choose_precision(options.precision, runtime, *model.widths)
     model.to(runtime.device, precision.parameter_dtype)
     tokenizer = weights.load_tokenizer(path)
     notes = weights.tokenizer_warnings(tokenizer)

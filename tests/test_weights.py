@@ -128,23 +128,23 @@ def test_unreadable_configuration_is_refused(content, tmp_path):
 
 
 def test_other_families_are_refused_by_name(tiny_bert_folder, tmp_path):
-    weights.expect_family(tiny_bert_folder, "bert")
-    message = refusal(weights.expect_family, tiny_bert_folder, "llama")
+    weights.expect_reader(tiny_bert_folder, "bert")
+    message = refusal(weights.expect_reader, tiny_bert_folder, "llama")
     assert "'bert'" in message and "'llama'" in message
-    message = refusal(weights.expect_family, make_folder(tmp_path, "adapter_config.json"), "bert")
+    message = refusal(weights.expect_reader, make_folder(tmp_path, "adapter_config.json"), "bert")
     assert "'adapter'" in message and "evaluate.py as --ckpt" in message
 
 
 def test_every_kind_belongs_to_one_of_the_two_models_and_others_are_refused_with_what_is_supported(tiny_bert_folder, tmp_path):
-    llama, roberta = make_folder(tmp_path / "llama"), make_folder(tmp_path / "roberta")
-    for folder in (llama, roberta):
+    llama, deberta = make_folder(tmp_path / "llama"), make_folder(tmp_path / "deberta")
+    for folder in (llama, deberta):
         (folder / "config.json").write_text(json.dumps({"model_type": folder.name}))
     (tmp_path / "x.gguf").write_bytes(b"")
     adapter = make_folder(tmp_path / "adapter", "adapter_config.json")
     assert weights.reader_family(tiny_bert_folder) == "bert"
     assert [weights.reader_family(path) for path in (llama, adapter, tmp_path / "x.gguf")] == ["llama"] * 3
-    message = refusal(weights.reader_family, roberta)
-    assert all(part in message for part in (str(roberta), "'roberta'", "'bert'", "'llama'", "'adapter'", "'gguf'"))
+    message = refusal(weights.reader_family, deberta)
+    assert all(part in message for part in (str(deberta), "'deberta'", "'bert'", "'roberta'", "'llama'", "'qwen3'", "'gguf'"))
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------

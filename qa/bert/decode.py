@@ -3,7 +3,8 @@
 The span head gives every token a start score and an end score. A span is worth the sum of two of them (Devlin et al. 2019,
 arXiv:1810.04805, section 4.2):
 
-    score(s, e) = start[s] + end[e]        legal: s <= e < s + max_answer_length, all of it in the passage of one window
+    score(s, e) = start[s] + end[e]        legal: s <= e < s + max_answer_length, all of it in the passage of one window,
+                                           and the score is not -inf (bert/reader.py gives it to blanks)
 
     token      Ann   met   Bob           score(s, e), with answers of at most 2 tokens
     start       3     0     2               e = Ann   met   Bob
@@ -44,7 +45,8 @@ def decode_question(start: np.ndarray, end: np.ndarray, windows: Windows, exampl
         pair_scores = start[first:past, None] + end[None, first:past]  # [P, P] score(s, e)
         token = np.arange(past - first)
         distance = token[None, :] - token[:, None]  # [P, P] e - s
-        s, e = np.nonzero((0 <= distance) & (distance < max_answer_length))  # the legal spans, by start, then by end
+        is_legal = (0 <= distance) & (distance < max_answer_length) & (pair_scores > -np.inf)
+        s, e = np.nonzero(is_legal)  # by start, then by end
         scores.append(pair_scores[s, e])
         spans.append(np.stack([windows.offsets[first + s, 0], windows.offsets[first + e, 1]], axis=1))  # characters
     scores, spans = np.concatenate(scores), np.concatenate(spans)  # [M], [M, 2]

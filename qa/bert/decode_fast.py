@@ -71,7 +71,7 @@ def make_predictions(found: FlatCandidates, data: SquadData) -> list[Prediction]
 @torch.inference_mode()
 def find_candidates(start: Tensor, end: Tensor, windows: Windows, num_best: int, max_answer_length: int,
                     use_null: bool) -> FlatCandidates:
-    """The `num_best` best candidates of every question. start, end: [T] finite scores, in at least fp32."""
+    """The `num_best` best candidates of every question. start, end: [T] scores, in at least fp32, or IMPOSSIBLE."""
     start, end = start.cpu(), end.cpu()
     num_questions = int(windows.example_index[-1]) + 1
     first_window = np.searchsorted(windows.example_index, np.arange(num_questions + 1))  # [Q + 1]

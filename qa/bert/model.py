@@ -1,4 +1,4 @@
-"""The model: transformers' BERT encoder, and a span head of our own on every token.
+"""The model: transformers' encoder, BERT or one like it, and a span head of our own on every token.
 
     s = H w_s + b_s,   e = H w_e + b_e      scores of token t being the answer's first / last one
     loss = (-log softmax(s)[start] - log softmax(e)[end]) / 2            (Devlin et al. 2019, section 4.2)
@@ -7,7 +7,7 @@ transformers' `BertModel` computes the attention, softmax(Q K^T / sqrt(d)) V in 
 replaces that one function by qa/cpu/attention.py, which is faster for training on a CPU, and dropout by qa/cpu/dropout.py.
 
 The parameters have the names of transformers' `BertForQuestionAnswering` (`bert.*`, `qa_outputs.*`), so each loads the other's
-files. Used by: train_bert.py, qa/reader.py.
+files. What RoBERTa, DistilBERT and ELECTRA do otherwise is in qa/families.py. Used by: train_bert.py, qa/reader.py.
 
 Letters: B windows, L tokens, H hidden size.
 """
@@ -20,15 +20,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, BertConfig, BertForQuestionAnswering, BertModel
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel
 
 from qa import weights
 from qa.cpu import attention
 from qa.cpu.dropout import replace_dropout
 from qa.errors import UserError
+from qa.families import FAMILIES, Family
 from qa.training.precision import at_least_fp32
-
-DROPPED_PREFIXES = ("pooler.", "bert.pooler.", "cls.")  # pretraining heads: the only weights that may be left behind
 
 
 class SpanHead(nn.Linear):
@@ -50,17 +49,27 @@ class SpanHead(nn.Linear):
 class BertSpanModel(nn.Module):
     """Encoder and head. Weights are loaded by `load_bert`, and saved by `save_bert`."""
 
-    def __init__(self, encoder: BertModel) -> None:
+    def __init__(self, encoder: PreTrainedModel, family: Family) -> None:
         super().__init__()
-        self.config = encoder.config
-        self.bert = encoder
+        self.config, self.family = encoder.config, family
+        self.add_module(family.encoder, encoder)  # self.bert, self.roberta, ...
         self.qa_outputs = SpanHead(encoder.config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, token_type_ids: int64 [B, L]; attention_mask: bool [B, L] -> start, end scores [B, L]."""
         visible = attention_mask[:, None, None, :]  # with 4 dimensions transformers takes it as it is: no question to the GPU
-        hidden = self.bert(input_ids, attention_mask=visible, token_type_ids=token_type_ids).last_hidden_state
+        segments = {"token_type_ids": token_type_ids} if self.family.has_segments else {}
+        hidden = self.get_submodule(self.family.encoder)(input_ids, attention_mask=visible, **segments).last_hidden_state
         return self.qa_outputs(hidden)  # [B, L, H] -> 2 x [B, L]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of a token within the encoder, and inside a layer's MLP."""
+        return self.config.hidden_size, getattr(self.config, self.family.name("intermediate_size"))
+
+    @property
+    def dropout(self) -> float:
+        return getattr(self.config, self.family.name("hidden_dropout_prob"))
 
 
 def span_loss(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -87,19 +96,22 @@ def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tu
     Raises:
         UserError: another family, or weights that are missing or have no place.
     """
-    weights.expect_family(folder, "bert")
+    weights.expect_reader(folder, "bert")
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # any type: transformers checks the values by a library of its own
         raise UserError(f"{folder}/config.json: {' '.join(str(error).split())[:200]}; copy it again") from None
-    if max_length > config.max_position_embeddings:
-        raise UserError(f"--max-length {max_length}: {folder} has positions for {config.max_position_embeddings} tokens; "
+    family = FAMILIES[config.model_type]
+    if max_length > family.most_tokens(config):
+        raise UserError(f"--max-length {max_length}: {folder} has positions for {family.most_tokens(config)} tokens; "
                         f"use at most that, long passages are cut into windows")
     config.num_labels = 2  # a base whose config says three labels would get a head with three outputs
     if dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    loaded, head_is_new = _from_pretrained(folder, config)
-    model = BertSpanModel(loaded.bert)
+        for word in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            setattr(config, family.name(word), dropout)
+    loaded, head_is_new = _from_pretrained(folder, config, family)
+    model = BertSpanModel(loaded.get_submodule(family.encoder), family)
+    model.config.architectures = [type(loaded).__name__]
     with torch.no_grad():
         if head_is_new:  # as BERT initialises its own weights: N(0, 0.02), bias 0
             model.qa_outputs.weight.normal_(0.0, config.initializer_range)
@@ -113,7 +125,6 @@ def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tu
 def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
     """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
     config = copy.deepcopy(model.config)
-    config.architectures = ["BertForQuestionAnswering"]
     config.dtype = "float32"
     config.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -126,13 +137,13 @@ def load_weights(model: BertSpanModel, folder: Path) -> None:
     model.load_state_dict(load_file(folder / "model.safetensors"))
 
 
-def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionAnswering, bool]:
+def _from_pretrained(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[PreTrainedModel, bool]:
     """Load the weights. Returns the model, and whether its span head is missing.
 
     Any other missing weight is an error, and so is a weight without a place, except the heads of pretraining.
     """
     try:
-        loaded, info = BertForQuestionAnswering.from_pretrained(
+        loaded, info = AutoModelForQuestionAnswering.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention.register(), output_loading_info=True,
             key_mapping={r"^(_orig_mod\.|module\.)+": ""}, use_safetensors=True,
             ignore_mismatched_sizes=True)  # a wrong shape is reported below
@@ -140,10 +151,11 @@ def _from_pretrained(folder: Path, config: BertConfig) -> tuple[BertForQuestionA
         raise UserError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:200]}); expected a "
                         "model.safetensors as save_pretrained writes it") from None
     missing, head = set(info["missing_keys"]), {"qa_outputs.weight", "qa_outputs.bias"}
-    unexpected = {key for key in info["unexpected_keys"] if not key.startswith(DROPPED_PREFIXES)}
+    pretraining = ("pooler.", f"{family.encoder}.pooler.", *family.pretraining)  # the only weights that may be left behind
+    unexpected = {key for key in info["unexpected_keys"] if not key.startswith(pretraining)}
     misshapen = {key for key, *_ in info["mismatched_keys"]}
     if missing - misshapen not in (set(), head) or unexpected or misshapen:
-        raise UserError(f"{folder}: not a BERT encoder or BertForQuestionAnswering checkpoint with two labels; missing "
-                        f"{sorted(missing - misshapen)[:3]}, without a place {sorted(unexpected)[:3]}, of another "
+        raise UserError(f"{folder}: not a {family.model_type} encoder or {type(loaded).__name__} checkpoint with two labels; "
+                        f"missing {sorted(missing - misshapen)[:3]}, without a place {sorted(unexpected)[:3]}, of another "
                         f"shape {sorted(misshapen)[:3]}")
     return loaded, bool(missing)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from qa.asking import Asked
-from qa.bert.decode_fast import find_candidates, make_predictions
-from qa.bert.windows import Windows, make_windows, max_question_tokens
+from qa.bert.decode_fast import IMPOSSIBLE, find_candidates, make_predictions
+from qa.bert.windows import Windows, make_windows, max_question_tokens, num_special_tokens
 from qa.data.batches import cut
 from qa.data.squad import SquadData
 from qa.errors import UserError
@@ -45,8 +45,10 @@ class BertReader(Asked):
         """Predict every question of `data`. Raises UserError if a score is not finite."""
         settings = self.settings
         windows = make_windows(data.passages, self.tokenizer, settings.max_length, settings.overlap)
-        start, end = self._window_scores(windows)
-        check_finite(start + end, windows, data)
+        scores = self._window_scores(windows)  # [2, T]
+        check_finite(scores.sum(dim=0), windows, data)
+        blanks = torch.from_numpy(windows.blanks).to(scores.device)
+        start, end = scores.index_fill(1, blanks, IMPOSSIBLE)  # no answer begins or ends with a blank
         longest = min(settings.max_answer_length, settings.max_length)
         num_spans = longest * settings.max_length * int(np.bincount(windows.example_index).max())  # no question has more
         num_best = min(settings.num_best, num_spans)
@@ -59,7 +61,7 @@ class BertReader(Asked):
 
     def count_question(self, question: str) -> tuple[int, int]:
         return (len(self.tokenizer.backend_tokenizer.encode(question, add_special_tokens=False).ids),
-                max_question_tokens(self.settings.max_length, self.settings.overlap))
+                max_question_tokens(self.settings.max_length, self.settings.overlap, num_special_tokens(self.tokenizer)))
 
     @torch.inference_mode()
     def _window_scores(self, windows: Windows) -> Tensor:

@@ -5,6 +5,7 @@
 
 A passage that is too long for one window is cut into several. Two neighbours share `overlap` tokens, so that an answer at the
 edge of one window is inside the next. (`doc_stride` is this overlap in transformers' run_qa.py, but the step in Google's BERT.)
+RoBERTa's tokenizer puts two separators between question and passage, which leaves room for one token less.
 
     passage  t0 .. t599,  question of 10 tokens,  max_length 384,  overlap 128
     capacity 384 - 10 - 3 = 371;  windows t0..t370, t243..t599     (step 371 - 128 = 243)
@@ -30,9 +31,10 @@ from qa.data.marks import ends_after_marks
 from qa.data.squad import Example, Passage, Summary
 from qa.errors import UserError
 
-NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]
+NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]; RoBERTa has 4
 NO_ANSWER = 0  # the position of [CLS]: the label where the window lacks the answer, and the place of the null score
 MAX_UNKNOWN_SHARE = 0.1  # share of [UNK] in a passage. In SQuAD it is 0.02%, without capitals in the vocabulary 15%
+IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])  # the last blank of Unicode is U+3000
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
 
 
@@ -60,6 +62,14 @@ class Windows:
     def lengths(self) -> np.ndarray:
         return np.diff(self.bounds)  # [N]
 
+    @property
+    def blanks(self) -> np.ndarray:
+        """Indices into `tokens`: passage tokens that are blanks. Of "a  b" RoBERTa makes a | blank | b, BERT never has any."""
+        first, past = (self.bounds[:-1, None] + self.passage_range).T
+        step = np.bincount(first, minlength=len(self.tokens) + 1) - np.bincount(past, minlength=len(self.tokens) + 1)
+        in_passage = step.cumsum()[:-1] > 0
+        return np.flatnonzero(in_passage & (self.offsets[:, 0] >= self.offsets[:, 1]))
+
     def batch(self, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
         """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean."""
         lengths = self.bounds[rows + 1] - self.bounds[rows]
@@ -84,12 +94,17 @@ class _Window(NamedTuple):
     end_token: int
 
 
-def max_question_tokens(max_length: int, overlap: int) -> int:
+def num_special_tokens(tokenizer) -> int:
+    """Of a window, as the tokenizer itself joins two texts; of one that joins none, as BERT's."""
+    return tokenizer.backend_tokenizer.num_special_tokens_to_add(is_pair=True) or NUM_SPECIAL
+
+
+def max_question_tokens(max_length: int, overlap: int, num_special: int = NUM_SPECIAL) -> int:
     """The most tokens that a question may take: half of the window, or less where the overlap needs more room."""
-    most = min((max_length - NUM_SPECIAL) // 2, max_length - NUM_SPECIAL - overlap - 1)
+    most = min((max_length - num_special) // 2, max_length - num_special - overlap - 1)
     if most < 1:
         raise UserError(f"--overlap {overlap}: must leave room in a window of --max-length {max_length} for the question "
-                        f"and {NUM_SPECIAL} special tokens; use at most {max(0, max_length // 2 - NUM_SPECIAL)}")
+                        f"and {num_special} special tokens; use at most {max(0, max_length // 2 - num_special)}")
     return most
 
 
@@ -114,8 +129,9 @@ def make_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
 
 
 def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: int, summary: Summary) -> Iterator[_Window]:
-    cls, sep = np.int32(tokenizer.cls_token_id), np.int32(tokenizer.sep_token_id)
-    most = max_question_tokens(max_length, overlap)
+    cls, sep, num_special = tokenizer.cls_token_id, tokenizer.sep_token_id, num_special_tokens(tokenizer)
+    separators = [sep] * (num_special - 2)  # between question and passage
+    most = max_question_tokens(max_length, overlap, num_special)
     example_index = 0
     for passage, encoding, questions in _encoded_passages(passages, tokenizer):
         token_ids = np.array(encoding.ids, dtype=np.int32)
@@ -128,13 +144,13 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
         answer_tokens = _answer_tokens(passage.examples, offsets)  # [questions of the passage, 2]
         # Now that the labels are made, token ends move to after accents (data/marks.py). Moved earlier, a gold answer that
         # begins with an accent would get the token before it as its label.
-        offsets = ends_after_marks(offsets, passage.text)
+        offsets = without_blanks(ends_after_marks(offsets, passage.text), passage.text)
         for example, question, (start, end) in zip(passage.examples, questions, answer_tokens, strict=True):
             if len(question) > most:
                 summary.add(f"question longer than {most} tokens, truncated", example.id)
             if example.answers and start > end:
                 summary.add("answer made of characters that the tokenizer drops, labelled as absent", example.id)
-            before = np.array([cls, *question[:most], sep], dtype=np.int32)  # what comes before the passage
+            before = np.array([cls, *question[:most], *separators], dtype=np.int32)  # what comes before the passage
             capacity = max_length - len(before) - 1
             # No window begins in the last `overlap` tokens: the one before has them. max(1, ..): an empty passage has one.
             for begin in range(0, max(1, len(token_ids) - overlap), capacity - overlap):
@@ -142,9 +158,21 @@ def _all_windows(passages: list[Passage], tokenizer, max_length: int, overlap: i
                 has_answer = begin <= start <= end < begin + len(part)
                 shift = len(before) - begin  # from a position in the passage to one in the window
                 labels = (start + shift, end + shift) if has_answer else (NO_ANSWER, NO_ANSWER)
-                yield _Window(np.concatenate([before, part, [sep]]), offsets[begin:begin + capacity],
+                yield _Window(np.concatenate([before, part, [np.int32(sep)]]), offsets[begin:begin + capacity],
                               (len(before), len(before) + len(part)), example_index, *labels)
             example_index += 1
+
+
+def without_blanks(offsets: np.ndarray, text: str) -> np.ndarray:
+    """Move starts after blanks, and ends before them; [tokens, 2]. A blank token's start is then at its end or after it.
+
+    No answer begins or ends with a blank. In some tokenizers a token has the space before its word.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    places = np.flatnonzero(~IS_BLANK[np.minimum(codes, len(IS_BLANK) - 1)])  # of the characters that are no blanks
+    starts = np.append(places, len(text))[np.searchsorted(places, offsets[:, 0])]
+    ends = np.append(0, places + 1)[np.searchsorted(places, offsets[:, 1])]
+    return np.stack([starts, ends], axis=1).astype(offsets.dtype)
 
 
 def _encoded_passages(passages: list[Passage], tokenizer) -> Iterator[tuple[Passage, Encoding, list[list[int]]]]:

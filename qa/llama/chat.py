@@ -10,8 +10,8 @@ SmolLM2's gives
     after_answer      <|im_end|>\n
 
 The cue begins the assistant's turn for the model: small models then answer more briefly. A date is fixed (Llama 3's template
-prints today's). If a template leaves the instruction out, the user's turn says it. A template that drops, changes or repeats
-anything else is refused.
+prints today's), and thinking is off (Qwen3's then writes an empty thought before the cue). If a template leaves the
+instruction out, the user's turn says it. A template that drops, changes or repeats anything else is refused.
 
 Used by: prompt.py.
 """
@@ -70,7 +70,8 @@ def _render(tokenizer, messages: list[dict], date: str, begin_answer: bool) -> s
     for variant in (messages, joined):  # some templates refuse a system message (Gemma's), others leave it out
         try:
             rendered = tokenizer.apply_chat_template(variant, chat_template=fixed_date + tokenizer.get_chat_template(),
-                                                     tokenize=False, add_generation_prompt=begin_answer, date_string=date)
+                                                     tokenize=False, add_generation_prompt=begin_answer, date_string=date,
+                                                     enable_thinking=False)
             damage = _damage(rendered, messages)
         except Exception as error:  # jinja2's TemplateError, or whatever a template stumbles over
             damage = f"fails ({error})"

@@ -3,11 +3,11 @@
 `plain_answer_loss` is the definition: the library's model reads one question at a time. `AnswerLoss` trains: it reads the
 packed rows of packing.py, each passage once. Both give the same loss and gradient (tests/llama/test_packing.py).
 
-One step cannot be seen here: `AnswerLoss` gives LlamaModel an argument that it does not know, `layout`, and transformers hands
-it on to `packed_attention` in attention.py.
+One step cannot be seen here: `hidden_states` gives LlamaModel an argument that it does not know, `layout`, and transformers
+hands it on to `packed_attention` in attention.py.
 
 Letters: B rows of a micro-batch, L tokens of the longest, T tokens of all, N answer tokens of the micro-batch, H hidden size,
-V vocabulary. Used by: train_llama.py.
+V vocabulary. Used by: train_llama.py; exactness.py (`hidden_states`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def plain_answer_loss(model: nn.Module, prompts: Sequence[Prompt], instruction_i
     return loss
 
 
+def hidden_states(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+    """The packed rows, read by the whole model but its head: [T, H]."""
+    segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)  # [B, L]
+    return model.model(
+        input_ids=micro_batch.input_ids[None], position_ids=micro_batch.positions[None],
+        attention_mask=for_query_heads(visible(segments, segments), model), layout=micro_batch.layout, use_cache=False,
+    ).last_hidden_state[0]
+
+
 class AnswerLoss(nn.Module):
     """The same sum, over a micro-batch of packed rows.
 
@@ -48,10 +57,6 @@ class AnswerLoss(nn.Module):
 
     def forward(self, micro_batch: MicroBatch) -> Tensor:
         """The sum, a scalar in at least fp32; `len(micro_batch.targets)` is the number of its terms."""
-        segments = micro_batch.layout.spread(micro_batch.segments, fill=-1)  # [B, L]
-        hidden = self.model.model(
-            input_ids=micro_batch.input_ids[None], position_ids=micro_batch.positions[None],
-            attention_mask=for_query_heads(visible(segments, segments), self.model), layout=micro_batch.layout, use_cache=False,
-        ).last_hidden_state[0]  # [T, H]
+        hidden = hidden_states(self.model, micro_batch)  # [T, H]
         logits = self.model.lm_head(hidden[micro_batch.predicting])  # [N, V], never [T, V]
         return cross_entropy(at_least_fp32(logits), micro_batch.targets, reduction="sum")

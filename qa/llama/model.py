@@ -1,9 +1,9 @@
-"""The base model, any LlamaForCausalLM with its tokenizer, from a folder or a .gguf file; and the way back.
+"""The base model, LLaMA or one like it, with its tokenizer, from a folder or a .gguf file; and the way back.
 
 `qa/weights.py` has turned the value of --model into a path. `train_llama.py` and `qa/reader.py` load it here, and hand the
-model to `lora.py` or `adapter.py`. We refuse, in one line, all that is not the LLaMA that it claims to be: another family,
-missing or packed weights, a tokenizer without offsets. Weights in a .gguf file are unpacked, because LoRA adds to ordinary
-nn.Linear layers.
+model to `lora.py` or `adapter.py`. We refuse, in one line, all that is not what it claims to be: another family (qa/families.py
+has the known ones), missing or packed weights, a tokenizer without offsets; exactness.py tries the model out. Weights in a
+.gguf file are unpacked, because LoRA adds to ordinary nn.Linear layers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GgufConfig, LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qa.errors import UserError
 from qa.files import make_readable
+from qa.llama.exactness import check_exactness, sliding_window
 from qa.llama.gguf import check_gguf, set_special_tokens
 from qa.llama.lora import lora_layers, merge, unmerge
-from qa.weights import expect_family, load_tokenizer, read_config
+from qa.weights import expect_reader, load_tokenizer, read_config
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
 
     Raises UserError, naming `path`, if this is no LLaMA, or its weights or tokenizer are not those of one.
@@ -34,18 +34,19 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaFor
         check_base_folder(path)
         folder, how = path, {"use_safetensors": True}
     try:
-        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
-                                                         output_loading_info=True, **how)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
+                                                             output_loading_info=True, **how)
     except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be loaded as a LLaMA: {reason}") from error
     for problem, keys in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if keys:
             raise UserError(f"{path} {problem} weights ({len(keys)}, such as {min(keys)}); expected those of a complete "
-                            "LlamaForCausalLM with its language-model head")
+                            f"{type(model).__name__} with its language-model head")
     _forget_packing(model)
     if dtype == torch.float64:
         _keep_norms_in_fp64(model)
+    check_exactness(model, path)
     tokenizer = load_llama_tokenizer(path)
     tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py and prompt.py
     return model, tokenizer
@@ -58,23 +59,27 @@ def load_llama_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def context_length(model: LlamaForCausalLM, max_length: int | None) -> int:
+def context_length(model: PreTrainedModel, max_length: int | None) -> int:
     """Resolve `--max-length`: None is the model's context, at most 4,096 tokens, since few passages need more."""
     context = model.config.max_position_embeddings
     if max_length and max_length > context:
         raise UserError(f"--max-length {max_length}: the model's context has {context} tokens; give at most that")
-    return max_length or min(context, 4096)
+    length, window = max_length or min(context, 4096), sliding_window(model.config)
+    if window and length > window:
+        raise UserError(f"--max-length {length}: the model's sliding window has {window} tokens, but here every token sees the "
+                        "whole passage; give at most that")
+    return length
 
 
 def check_base_folder(folder: Path) -> None:
-    """Its config.json says that it is a LLaMA with ordinary weights."""
-    expect_family(folder, "llama")
+    """Its config.json says that it is a LLaMA, or one like it, with ordinary weights."""
+    expect_reader(folder, "llama")
     if packing := read_config(folder).get("quantization_config"):
         method = packing.get("quant_method", "an unnamed method")
         raise UserError(f"{folder} holds weights packed by {method}; give the model without it, or a .gguf")
 
 
-def _forget_packing(model: LlamaForCausalLM) -> None:
+def _forget_packing(model: PreTrainedModel) -> None:
     """An unpacked .gguf is an ordinary model, but transformers saves none whose config still says "quantized"."""
     packed = [name for name, m in model.named_modules() if name.endswith("_proj") and type(m) is not nn.Linear]
     assert not packed, f"LoRA needs nn.Linear layers: {packed}"
@@ -84,16 +89,16 @@ def _forget_packing(model: LlamaForCausalLM) -> None:
     model.is_quantized = False
 
 
-def _keep_norms_in_fp64(model: LlamaForCausalLM) -> None:
-    """LlamaRMSNorm computes in fp32 whatever it is given; --precision fp64 is there to be exact."""
+def _keep_norms_in_fp64(model: PreTrainedModel) -> None:
+    """LlamaRMSNorm and its like compute in fp32 whatever they are given; --precision fp64 is there to be exact."""
     for name, norm in list(model.named_modules()):
-        if isinstance(norm, LlamaRMSNorm):
+        if type(norm).__name__.endswith("RMSNorm"):
             exact = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
             exact.weight = norm.weight
             model.set_submodule(name, exact)
 
 
-def export_merged(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save W + scale B A, in W's type, as a plain transformers model; `model` itself is unchanged after."""
     layers = lora_layers(model)
     was_merged = any(layer.merged for layer in layers.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+from transformers import AutoTokenizer, DebertaConfig, DebertaModel
 
 import evaluate
 import train_bert
@@ -111,11 +111,11 @@ def test_models_that_are_not_there(error_of, train_error, data_file, tmp_path):
 
 def test_checkpoint_of_another_family(error_of, train_error, tiny_bert_folder, data_file, tmp_path):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 600}
-    RobertaModel(RobertaConfig(**small)).save_pretrained(tmp_path / "roberta")
-    AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(tmp_path / "roberta")
-    for line in (train_error("--model", tmp_path / "roberta"),
-                 error_of(evaluate, "--ckpt", tmp_path / "roberta", "--data", data_file)):
-        assert "roberta" in line and "'bert'" in line
+    DebertaModel(DebertaConfig(**small)).save_pretrained(tmp_path / "deberta")
+    AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(tmp_path / "deberta")
+    for line in (train_error("--model", tmp_path / "deberta"),
+                 error_of(evaluate, "--ckpt", tmp_path / "deberta", "--data", data_file)):
+        assert "'deberta'" in line and "'bert'" in line
 
 
 def test_damaged_models(train_error, tiny_bert_folder, tmp_path):
