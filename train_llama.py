@@ -112,7 +112,7 @@ def main() -> None:
     total_steps = options.max_steps or steps_per_epoch * options.epochs
     product = Product(
         folder / "model", settings=settings, runtime=runtime,
-        write=lambda to: save_adapter(model, tokenizer, spec, to, options.model, base_print),
+        write=lambda to, _: save_adapter(model, tokenizer, spec, to, options.model, base_print),
         read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores))

@@ -90,6 +90,7 @@ class TrainOptions:
     precision: str = option("auto", PRECISION_HELP, free=True, choices=PRECISIONS)
     deterministic: bool = option(False, "the same bits in every run on a GPU too (slower)")
     compile: bool = option(False, "compile the model with torch.compile", free=True)
+    shard: bool = option(False, "cut the model over the processes of torchrun, if it fits on none (LLaMA: its base)", free=True)
 
 
 @dataclass(frozen=True)
@@ -339,5 +340,7 @@ def check(options: Any) -> None:
                 raise UserError(f"{flag(field.name)} {value}: expected {words}")
     if getattr(options, "resume", None) == "auto" and options.out is None:
         raise UserError("--resume auto: expected --out, so that it is the same run each time; name the run's folder")
+    if getattr(options, "shard", False) and getattr(options, "compile", False):
+        raise UserError("--shard and --compile do not work together; give one of the two")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
         raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")

@@ -19,6 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qa.cpu.malloc import keep_freed_memory
 from qa.errors import UserError
@@ -124,8 +125,10 @@ def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
     """Sum the gradients over all ranks, in place. A missing gradient becomes zero.
 
     What happens is `for parameter in parameters: dist.all_reduce(parameter.grad)`. Fewer, larger sums are faster, so
-    neighbouring gradients are copied into a flat buffer, summed there, and copied back.
+    neighbouring gradients are copied into a flat buffer, summed there, and copied back. Those of a sharded model are summed by
+    the backward pass already (sharding.py).
     """
+    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,81 @@
+"""--shard: the runs of a model that is cut over the ranks, against the same runs in which every rank has all of it.
+
+One worked case: `cut_like` gives rank 1 of 2 the rows 2 and 3 of a matrix of 4 rows (tests/training/test_sharding.py).
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering
+
+BERT = ("--precision", "fp64", "--micro-tokens", "200")
+
+
+COUNT = ("import qa.training.sharding as s; cut = s.fully_shard; "
+         "s.fully_shard = lambda m, **k: (print('cut', type(m)), cut(m, **k))")
+
+
+@pytest.fixture
+def sharded(request, scripts, llama_scripts, monkeypatch):
+    """sharded(kind, out, *flags, ranks=2): a run with --shard, in which the model is really cut."""
+    def train(kind: str, out, *flags: str, ranks: int = 2):
+        of_kind = {"bert": scripts, "llama": llama_scripts}[kind]
+        monkeypatch.setattr(of_kind, "before", COUNT)
+        ended = of_kind.train(out, *flags, "--shard", ranks=ranks)
+        monkeypatch.setattr(of_kind, "before", "")
+        assert ended.out.count("cut <class") == {"bert": 3, "llama": 4}[kind] * (ranks > 1)  # 2 blocks; the rest; LLaMA's head
+        return ended
+
+    return train
+
+
+def same_weights(found, expected, atol: float = 0.0) -> None:
+    """Checkpoint (with AdamW's state) and product."""
+    for one, other in ((found.tensors(), expected.tensors()), (found.product(), expected.product())):
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            torch.testing.assert_close(one[name], tensor, atol=atol, rtol=0, msg=name)
+
+
+# ---- BERT -----------------------------------------------------------------------------------------------------
+
+
+def test_bert_sharded_equals_whole(sharded, scripts, read_run, data_file, tmp_path):
+    """Two ranks, one of which often has nothing to do; evaluated before, within and after the training; dropout."""
+    flags = (*BERT, "--held-out", "0.3", "--eval-every", "7", "--dev-data", str(data_file))
+    sharded("bert", tmp_path / "run", *flags)
+    run, whole = read_run(tmp_path / "run"), scripts.whole(2, *flags)
+    same_weights(run, whole, 1e-6)
+    assert run.losses() == pytest.approx(whole.losses(), abs=1e-9)
+    answers = [json.loads((one.folder / "evaluation" / "predictions.json").read_text()) for one in (run, whole)]
+    assert answers[0] == answers[1]
+    theirs = AutoModelForQuestionAnswering.from_pretrained(run.folder / "model")
+    assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in run.product().items())
+
+
+def test_bert_resumes_on_other_ranks_sharded_or_not(sharded, scripts, read_run, tmp_path):
+    """No dropout: else the ranks' masks differ. The last process is one rank, where --shard cuts nothing."""
+    exact, out = (*BERT, "--dropout", "0"), tmp_path / "run"
+    sharded("bert", out, *exact, "--stop-after", "5")
+    sharded("bert", out, *exact, "--stop-after", "5", "--resume", ranks=3)
+    scripts.train(out, *exact, "--stop-after", "5", "--resume", ranks=2)
+    sharded("bert", out, *exact, "--resume", ranks=1)
+    same_weights(read_run(out), scripts.whole(1, *exact), 1e-9)
+
+
+def test_bert_resumed_with_dropout_to_the_bit(sharded, read_run, tmp_path):
+    flags = ("--precision", "fp32")
+    sharded("bert", tmp_path / "whole", *flags)
+    sharded("bert", tmp_path / "run", *flags, "--stop-after", "7")
+    sharded("bert", tmp_path / "run", *flags, "--resume")
+    read_run(tmp_path / "run").assert_equal_to_the_bit(read_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_bert_in_half_precision(precision, sharded, scripts, read_run, tmp_path):
+    sharded("bert", tmp_path / "run", "--precision", precision)
+    run, whole = read_run(tmp_path / "run"), scripts.whole(2, "--precision", precision)
+    assert run.state() == whole.state() and run.losses() == pytest.approx(whole.losses(), abs=0.02)
