@@ -67,7 +67,7 @@ def main() -> None:
         model_path = weights.locate(options.model)
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
     dtype = base_dtype(options.base_dtype, options.precision, runtime.device)
-    model, tokenizer = load_llama(model_path, dtype)
+    model, tokenizer = load_llama(model_path, dtype, runtime if options.shard else None)  # qa/llama/base_shards.py
     precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
                               choose_demonstrations(training, options.shots or 0, options.data_seed))
@@ -136,7 +136,7 @@ def main() -> None:
         distributed.reseed(options.seed, step + 1, runtime.rank)  # so a resumed run repeats its dropout masks
 
         # ---- a training step: forward and backward --------------------------------------------------------------
-        shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
+        shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens, even=options.shard)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
             micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py

@@ -181,6 +181,8 @@ class EvaluateOptions(ReadingOptions):
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
                                "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
+    shard: bool = option(False, "cut a LLaMA over the processes of torchrun, if it fits on no device", free=True, only="llama",
+                         strict=True)
     merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
                                     only="llama", strict=True)
 
@@ -342,5 +344,7 @@ def check(options: Any) -> None:
         raise UserError("--resume auto: expected --out, so that it is the same run each time; name the run's folder")
     if getattr(options, "shard", False) and getattr(options, "compile", False):
         raise UserError("--shard and --compile do not work together; give one of the two")
+    if getattr(options, "shard", False) and getattr(options, "merge_into", None):
+        raise UserError("--merge-into: with --shard no process has all weights to merge; leave --shard out")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
         raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")

@@ -88,7 +88,8 @@ def choose_micro_tokens(micro_tokens: int | None, device: torch.device, model: n
     if model is None:
         return GPU_TOKENS
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    fixed = sum(p.numel() * (18 if p.requires_grad else p.element_size()) for p in model.parameters())
+    here = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]  # --shard: a part
+    fixed = sum(p.numel() * (18 if p.requires_grad else p.element_size()) for p in here)
     of_a_token = (2 * hidden * layers + 45 * hidden) if checkpointing else 45 * hidden * layers
     room = 0.8 * torch.cuda.get_device_properties(device).total_memory - fixed
     fitting = int(room / of_a_token) // (1 if half_precision else 2)

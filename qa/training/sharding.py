@@ -41,6 +41,9 @@ def shard(model: nn.Module, runtime: Runtime) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # a sum over the ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)
+        if not any(parameter.is_meta for parameter in module.parameters()):
+            module.unshard()  # FSDP makes its buffers at the first pass; made in inference mode, they could not be trained with
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

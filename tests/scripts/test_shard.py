@@ -79,3 +79,63 @@ def test_bert_in_half_precision(precision, sharded, scripts, read_run, tmp_path)
     sharded("bert", tmp_path / "run", "--precision", precision)
     run, whole = read_run(tmp_path / "run"), scripts.whole(2, "--precision", precision)
     assert run.state() == whole.state() and run.losses() == pytest.approx(whole.losses(), abs=0.02)
+
+
+# ---- LLaMA ----------------------------------------------------------------------------------------------------
+
+LLAMA = ("--precision", "fp64", "--micro-tokens", "150")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_llama_sharded_equals_whole_to_the_bit(ranks, sharded, llama_scripts, read_run, data_v2_file, tmp_path):
+    """One step of each epoch has two questions. Evaluated by greedy decoding before its last step and at its end."""
+    data = ("--train-data", str(data_v2_file), "--dev-data", str(data_v2_file))
+    flags = (*LLAMA, *data, "--held-out", "0.3", "--eval-every", "9")
+    sharded("llama", tmp_path / "run", *flags, ranks=ranks)
+    run, whole = read_run(tmp_path / "run"), llama_scripts.whole(ranks, *flags)
+    run.assert_equal_to_the_bit(whole)
+    for name in ("predictions", "generated", "nbest"):
+        assert (run.folder / "evaluation" / f"{name}.json").read_bytes() == (
+            whole.folder / "evaluation" / f"{name}.json").read_bytes()
+
+
+def test_llama_resumed_to_the_bit_and_on_other_ranks_sharded_or_not(sharded, llama_scripts, read_run, tmp_path):
+    """On the same ranks with dropout, to the bit; on others without it. The base is known again, sharded or not."""
+    dropout, out = (*LLAMA, "--lora-dropout", "0.1"), tmp_path / "other"
+    sharded("llama", tmp_path / "run", *dropout, "--stop-after", "10")
+    sharded("llama", tmp_path / "run", *dropout, "--resume")
+    read_run(tmp_path / "run").assert_equal_to_the_bit(llama_scripts.whole(2, *dropout))
+    sharded("llama", out, *LLAMA, "--stop-after", "5", ranks=3)
+    llama_scripts.train(out, *LLAMA, "--stop-after", "5", "--resume")
+    sharded("llama", out, *LLAMA, "--resume")
+    same_weights(read_run(out), llama_scripts.whole(1, *LLAMA), 1e-9)
+
+
+@pytest.mark.parametrize("ranks, decode", [(2, "exact"), (3, "exact"), (3, "greedy")])
+def test_llama_evaluated_sharded_gives_the_same_answers(ranks, decode, llama_scripts, data_v2_file, tmp_path):
+    """An adapter on its base; 14 passages, so that the ranks read unequal shares; 1 passage: two ranks have none."""
+    run = llama_scripts.whole(2, *LLAMA, "--lora-dropout", "0.1").folder
+    for number, sample in (("14", ()), ("1", ("--max-questions", "2"))):
+        flags = ("--ckpt", str(run), "--data", str(data_v2_file), "--precision", "fp64", "--decode", decode, "--micro-tokens",
+                 "200", *sample, "--out")
+        llama_scripts.evaluate(*flags, str(tmp_path / f"sharded-{number}"), "--shard", ranks=ranks)
+        llama_scripts.evaluate(*flags, str(tmp_path / f"whole-{number}"), ranks=ranks)
+        for name in ("predictions", "nbest", "metrics"):
+            found, expected = ((tmp_path / f"{kind}-{number}" / f"{name}.json").read_bytes() for kind in ("sharded", "whole"))
+            assert found == expected, name
+
+
+# ---- what cannot be -------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_sharded_is_refused_in_one_line(scripts, llama_scripts, tiny_bert_folder, data_file, tmp_path):
+    run = llama_scripts.whole(2, *LLAMA, "--lora-dropout", "0.1").folder
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    evaluate = ("--data", str(data_file), "--shard", "--ckpt")
+    for ended, line in (
+            (scripts.train(tmp_path / "run", "--shard", "--compile", status=2), "--shard and --compile do not work together"),
+            (llama_scripts.train(tmp_path / "run", "--shard", "--model", str(tmp_path / "base.gguf"), ranks=2, status=2),
+             "is a .gguf file"),
+            (llama_scripts.evaluate(*evaluate, str(run), "--merge-into", str(tmp_path / "m"), status=2), "--merge-into: with"),
+            (llama_scripts.evaluate(*evaluate, str(tiny_bert_folder), status=2), "--shard has no effect")):
+        assert line in ended.last_line and "Traceback" not in ended.err
