@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from qa.cpu.malloc import return_freed_memory
 from qa.training.distributed import Runtime
 
 
@@ -35,6 +36,8 @@ def shard(model: nn.Module, runtime: Runtime) -> None:
     if runtime.num_ranks == 1:
         return
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of views: nobody changes BERT's scores in place
+    if runtime.device.type == "cpu":
+        return_freed_memory()
     mesh = init_device_mesh(runtime.device.type, (runtime.num_ranks,))
     blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), [])
     for module in (*blocks, model):

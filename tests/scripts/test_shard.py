@@ -6,6 +6,7 @@ One worked case: `cut_like` gives rank 1 of 2 the rows 2 and 3 of a matrix of 4 
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
@@ -123,6 +124,20 @@ def test_llama_evaluated_sharded_gives_the_same_answers(ranks, decode, llama_scr
         for name in ("predictions", "nbest", "metrics"):
             found, expected = ((tmp_path / f"{kind}-{number}" / f"{name}.json").read_bytes() for kind in ("sharded", "whole"))
             assert found == expected, name
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_run(llama_scripts, read_run, tmp_path):
+    """Two of torchrun's agents on this machine, one rank each: both are the first of their node. Stopped, and resumed."""
+    for flags in (("--stop-after", "7"), ("--resume",)):
+        with socket.create_server(("localhost", 0)) as probe:
+            port = probe.getsockname()[1]
+        nodes = ("--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=qa")
+        agents = [llama_scripts.torchrun(1, tmp_path / "run", *LLAMA, "--shard", *flags, nodes=nodes) for _ in range(2)]
+        outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], outputs
+        assert sum("20 steps of 13 questions" in output for output in outputs) == 1  # one of all ranks speaks
+    same_weights(read_run(tmp_path / "run"), llama_scripts.whole(2, *LLAMA), 1e-9)
 
 
 # ---- what cannot be -------------------------------------------------------------------------------------------
