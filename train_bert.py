@@ -23,6 +23,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the imports run: no traceback; exit_status sets it back
 
 import torch
+from safetensors.torch import load_file
 
 from qa import weights
 from qa.bert.model import load_bert, load_weights, save_bert, span_loss
@@ -44,6 +45,7 @@ from qa.training.optim import advice, learning_rate, load_optimizer_tensors, mak
 from qa.training.precision import choose_precision
 from qa.training.product import Product
 from qa.training.run import find_run, fingerprint, finish_run, open_run
+from qa.training.sharding import gather, shard
 from qa.training.state import StopSignal, TrainState, agree, stopped_before, trouble
 
 
@@ -71,6 +73,8 @@ def main() -> None:
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
     precision = choose_precision(options.precision, runtime, *model.widths)
     model.to(runtime.device, precision.parameter_dtype)
+    if options.shard:
+        shard(model, runtime)  # qa/training/sharding.py
     micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device, model, precision.is_half)
     forward = torch.compile(model, dynamic=True) if options.compile else model
     parameters = list(model.parameters())
@@ -88,7 +92,7 @@ def main() -> None:
                                   [example.id for example in questions])
     state = TrainState()
     if checkpoint is not None:
-        model.load_state_dict(checkpoint.tensors["model"])
+        load_weights(model, checkpoint.tensors["model"])
         load_optimizer_tensors(model, optimizer, checkpoint.tensors["optimizer"])
         scaler.load_state_dict(checkpoint.state["scaler"])
         state = TrainState(**checkpoint.state["progress"])
@@ -96,7 +100,9 @@ def main() -> None:
     total_steps = options.max_steps or steps_per_epoch * options.epochs
     product = Product(
         folder / "model", settings=settings, runtime=runtime,
-        write=lambda to: save_bert(model, tokenizer, to), read=lambda saved: load_weights(model, saved),
+        whole_weights=lambda: gather(model.state_dict(), runtime),
+        write=lambda to, tensors: save_bert(model, tokenizer, to, tensors),
+        read=lambda saved: load_weights(model, load_file(saved / "model.safetensors")),
         card=lambda *scores: model_card(options, len(questions), precision, f"windows of {options.max_length} tokens, overlap "
                                         f"{options.overlap}, dropout {model.dropout:g}", *scores))
     product.check(state.best_step)
@@ -117,7 +123,7 @@ def main() -> None:
         distributed.reseed(options.seed, step + 1, runtime.rank)  # so a resumed run repeats its dropout masks
 
         # ---- a training step: forward and backward --------------------------------------------------------------
-        shares = deal(batch, lengths, runtime.num_ranks, micro_tokens)  # per rank its micro-batches; see qa/data/batches.py
+        shares = deal(batch, lengths, runtime.num_ranks, micro_tokens, even=options.shard)  # per rank its micro-batches
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for rows in shares[runtime.rank]:  # B window indices
             micro_batch = windows.batch(rows, runtime.device)  # name -> [B, L]; labels [B]; see qa/bert/windows.py

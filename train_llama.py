@@ -68,7 +68,7 @@ def main() -> None:
         model_path = weights.locate(options.model)
     training, held_out = training_split(data, options.max_train_questions, options.held_out, options.data_seed)
     dtype = base_dtype(options.base_dtype, options.precision, runtime.device)
-    model, tokenizer = load_llama(model_path, dtype)
+    model, tokenizer = load_llama(model_path, dtype, runtime if options.shard else None)  # qa/llama/base_shards.py
     precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     template = PromptTemplate(tokenizer, options.prompt, data.is_v2,
                               choose_demonstrations(training, options.shots or 0, options.data_seed))
@@ -113,7 +113,7 @@ def main() -> None:
     total_steps = options.max_steps or steps_per_epoch * options.epochs
     product = Product(
         folder / "model", settings=settings, runtime=runtime,
-        write=lambda to: save_adapter(model, tokenizer, spec, to, options.model, base_print),
+        write=lambda to, _: save_adapter(model, tokenizer, spec, to, options.model, base_print),
         read=lambda saved: load_lora_state_dict(model, read_tensors(saved), str(saved)),
         card=lambda *scores: model_card(options, len(prompts), precision, f"{spec.describe()}; {options.prompt} prompt",
                                         *scores))
@@ -137,7 +137,7 @@ def main() -> None:
         distributed.reseed(options.seed, step + 1, runtime.rank)  # so a resumed run repeats its dropout masks
 
         # ---- a training step: forward and backward --------------------------------------------------------------
-        shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens)
+        shares = deal_rows(batch, runtime.num_ranks, len(template.instruction_ids), micro_tokens, even=options.shard)
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for rows in shares[runtime.rank]:  # each row: a passage and some of its questions with their answers
             micro_batch = collate(rows, template.instruction_ids).to(runtime.device)  # see qa/llama/packing.py

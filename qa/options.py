@@ -82,6 +82,7 @@ class TrainOptions:
     precision: str = option("auto", PRECISION_HELP, free=True, choices=PRECISIONS)
     deterministic: bool = option(False, "the same bits in every run on a GPU too (slower)")
     compile: bool = option(False, "compile the model with torch.compile", free=True)
+    shard: bool = option(False, "cut the model over the processes of torchrun, if it fits on none (LLaMA: its base)", free=True)
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ class EvaluateOptions(ReadingOptions):
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
                                "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
+    shard: bool = option(False, "cut a LLaMA over the processes of torchrun, if it fits on no device", free=True, only="llama",
+                         strict=True)
     merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
                                     only="llama", strict=True)
 

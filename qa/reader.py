@@ -109,7 +109,7 @@ def _open_llama(path: Path, adapter: Adapter | None, settings: ReadSettings, opt
     dtype = base_dtype("auto", options.precision, runtime.device)
     with distributed.first_of_each_node(runtime):
         base_path = weights.locate(base_name, "--base") if adapter else path
-    model, tokenizer = load_llama(base_path, dtype)
+    model, tokenizer = load_llama(base_path, dtype, runtime if getattr(options, "shard", False) else None)
     precision = choose_precision(options.precision, runtime, model.config.hidden_size, model.config.intermediate_size)
     notes = load_adapter(model, adapter, base_name) if adapter else []
     model.to(runtime.device)

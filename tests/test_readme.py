@@ -25,8 +25,9 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for
 SCRIPTS = {"train_bert.py": (BertOptions, DEMO_BERT), "train_llama.py": (LlamaOptions, DEMO_LLAMA),
            "evaluate.py": (EvaluateOptions, None), "qa.ask": (AskOptions, None),
            "qa.report": (ReportOptions, None)}
-THEIRS = {"run_qa.py", "--no-deps", "--nproc_per_node",  # transformers', pip's, torchrun's, SLURM's
-          *"--job-name --array --time --signal --ntasks --cpus-per-task --gpus --output".split()}
+THEIRS = {"run_qa.py", "--no-deps", *"--nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --rdzv_id".split(),
+          *"--job-name --array --time --signal --ntasks --cpus-per-task --gpus --output".split(),
+          *"--nodes --ntasks-per-node --gpus-per-node".split()}  # transformers', pip's, torchrun's, SLURM's
 FIRST_SCREEN = 40  # lines
 
 

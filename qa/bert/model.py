@@ -18,7 +18,7 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel
 
@@ -28,6 +28,7 @@ from qa.cpu.dropout import replace_dropout
 from qa.errors import UserError
 from qa.families import FAMILIES, Family
 from qa.training.precision import at_least_fp32
+from qa.training.sharding import cut_like
 
 
 class SpanHead(nn.Linear):
@@ -122,19 +123,23 @@ def load_bert(folder: Path, max_length: int, dropout: float | None = None) -> tu
     return model.train(), not head_is_new
 
 
-def save_bert(model: BertSpanModel, tokenizer, folder: Path) -> None:
-    """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+def save_bert(model: BertSpanModel, tokenizer, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Write what `AutoModelForQuestionAnswering.from_pretrained` and `AutoTokenizer.from_pretrained` load.
+
+    tensors: the weights, if not all of them are in the model (training/sharding.py).
+    """
     config = copy.deepcopy(model.config)
     config.dtype = "float32"
     config.save_pretrained(folder)
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in (tensors or model.state_dict()).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
 
 
-def load_weights(model: BertSpanModel, folder: Path) -> None:
-    """Put the weights that `save_bert` wrote back into the model."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+def load_weights(model: BertSpanModel, tensors: dict[str, Tensor]) -> None:
+    """Put whole weights, of a product or a checkpoint, back into the model."""
+    own = model.state_dict()
+    model.load_state_dict({name: cut_like(own[name], tensor) for name, tensor in tensors.items()})
 
 
 def _from_pretrained(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[PreTrainedModel, bool]:

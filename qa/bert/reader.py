@@ -30,6 +30,7 @@ from qa.prediction import Answered
 from qa.settings import ReadSettings
 from qa.training.distributed import Runtime, sum_over_ranks
 from qa.training.precision import Precision
+from qa.training.sharding import in_step
 
 
 @dataclass
@@ -71,14 +72,15 @@ class BertReader(Asked):
         longest_first = np.argsort(-windows.lengths, kind="stable")
         micro_batches = cut(longest_first, windows.lengths, self.micro_tokens)
         flat = torch.zeros(2, len(windows.tokens), dtype=self.precision.parameter_dtype, device=device)
-        for rows in micro_batches[self.runtime.rank::self.runtime.num_ranks]:
-            batch = windows.batch(rows, device)
-            real = batch["attention_mask"]  # [B, L]
-            with self.precision.autocast():
-                scores = torch.stack(self.model(batch["input_ids"], real, batch["token_type_ids"]))  # [2, B, L]
-            first_token = torch.from_numpy(windows.bounds[rows]).to(device)
-            places = first_token[:, None] + torch.arange(real.shape[1], device=device)  # [B, L]
-            flat[:, places[real]] = scores[:, real]
+        with in_step(self.model):
+            for rows in micro_batches[self.runtime.rank::self.runtime.num_ranks]:
+                batch = windows.batch(rows, device)
+                real = batch["attention_mask"]  # [B, L]
+                with self.precision.autocast():
+                    scores = torch.stack(self.model(batch["input_ids"], real, batch["token_type_ids"]))  # [2, B, L]
+                first_token = torch.from_numpy(windows.bounds[rows]).to(device)
+                places = first_token[:, None] + torch.arange(real.shape[1], device=device)  # [B, L]
+                flat[:, places[real]] = scores[:, real]
         self.model.train(was_training)
         return sum_over_ranks(flat, self.runtime)  # every place was filled by one rank and is 0 on the others
 

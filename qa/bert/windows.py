@@ -33,6 +33,7 @@ from qa.errors import UserError
 
 NUM_SPECIAL = 3  # [CLS], [SEP], [SEP]; RoBERTa has 4
 NO_ANSWER = 0  # the position of [CLS]: the label where the window lacks the answer, and the place of the null score
+IGNORED = -100  # a label that counts for nothing: cross-entropy skips it
 MAX_UNKNOWN_SHARE = 0.1  # share of [UNK] in a passage. In SQuAD it is 0.02%, without capitals in the vocabulary 15%
 IS_BLANK = np.array([chr(code).isspace() for code in range(0x3002)])  # the last blank of Unicode is U+3000
 CHUNK = 512  # passages tokenised at a time: bounds the memory of the tokenizer's own objects
@@ -71,7 +72,14 @@ class Windows:
         return np.flatnonzero(in_passage & (self.offsets[:, 0] >= self.offsets[:, 1]))
 
     def batch(self, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
-        """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean."""
+        """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean.
+
+        No windows: one of a single token, for a pass without effect.
+        """
+        if not len(rows):
+            arrays = {"input_ids": [[self.pad_token]], "attention_mask": [[True]], "token_type_ids": [[0]],
+                      "start_token": [IGNORED], "end_token": [IGNORED]}
+            return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
         lengths = self.bounds[rows + 1] - self.bounds[rows]
         position = np.arange(lengths.max())
         real = position < lengths[:, None]  # [B, L]

@@ -2,13 +2,14 @@
 
 A training step allocates the same large tensors again and again. glibc's malloc returns a freed block to the kernel, and the
 kernel fills the next one with zeros page by page. With these settings malloc keeps freed blocks of up to 32 MB and uses them
-again: a BERT step became about a fifth faster (benchmarks/bert_training.py). Used by: training/distributed.py.
+again: a BERT step became about a fifth faster (benchmarks/bert_training.py). Used by: training/distributed.py, sharding.py.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 
 # (parameter's number in malloc.h, bytes)
 SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
@@ -16,7 +17,16 @@ SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)
 
 def keep_freed_memory() -> None:
     """Change malloc's settings for this process; without glibc (macOS, Windows) nothing happens."""
+    _set(SETTINGS.values())
+
+
+def return_freed_memory() -> None:
+    """The opposite, for --shard: weights that were gathered and dropped would else leave holes, as many as the whole model."""
+    _set([(SETTINGS["M_MMAP_THRESHOLD"][0], 2**18)])
+
+
+def _set(settings: Iterable[tuple[int, int]]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for parameter, num_bytes in SETTINGS.values():
+        for parameter, num_bytes in settings:
             mallopt(parameter, num_bytes)

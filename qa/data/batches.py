@@ -56,12 +56,13 @@ def _slices(array: np.ndarray, size: int) -> list[np.ndarray]:
     return [array[begin:begin + size] for begin in range(0, len(array), size)]
 
 
-def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
+def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: int,
+         even: bool = False) -> list[list[np.ndarray]]:
     """Divide a batch among the ranks so that they finish together: for every rank its micro-batches of item indices.
 
     From the longest item to the shortest, each goes to the rank with the fewest tokens so far (Graham's rule). A
     micro-batch of B items, the longest of L tokens, has B * L <= micro_tokens; a longer item is alone in its own. A rank
-    with nothing to do has no micro-batches.
+    with nothing to do has no micro-batches; if `even`, all ranks have equally many, some of them with no item.
     """
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
     loads = np.zeros(num_ranks, dtype=np.int64)
@@ -70,7 +71,9 @@ def deal(batch: np.ndarray, lengths: np.ndarray, num_ranks: int, micro_tokens: i
         rank = int(loads.argmin())
         shares[rank].append(int(item))
         loads[rank] += lengths[item]
-    return [cut(np.array(share, dtype=np.int64), lengths, micro_tokens) for share in shares]
+    dealt = [cut(np.array(share, dtype=np.int64), lengths, micro_tokens) for share in shares]
+    most = max(map(len, dealt)) if even else 0
+    return [share + [batch[:0]] * (most - len(share)) for share in dealt]
 
 
 def cut(longest_first: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
@@ -86,5 +89,5 @@ def cut(longest_first: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> li
 
 def padding_share(shares: list[list[np.ndarray]], lengths: np.ndarray) -> float:
     """The share of padding among all tokens of a batch. `shares`: what `deal` returned."""
-    micro_batches = [lengths[rows] for share in shares for rows in share]
+    micro_batches = [lengths[rows] for share in shares for rows in share if len(rows)]
     return 1 - sum(int(rows.sum()) for rows in micro_batches) / sum(len(rows) * int(rows.max()) for rows in micro_batches)

@@ -13,6 +13,7 @@ from torch import nn
 
 from qa.errors import UserError
 from qa.llama.lora import lora_layers
+from qa.training.sharding import whole
 
 
 def base_fingerprint(model: nn.Module) -> dict[str, str]:
@@ -25,11 +26,12 @@ def base_fingerprint(model: nn.Module) -> dict[str, str]:
     layers = lora_layers(model).values()
     added = {id(p) for layer in layers for p in (layer.lora_A.weight, layer.lora_B.weight)}
     unmerged = {id(layer.base.weight): layer.unmerged_weight for layer in layers if layer.merged}
+    tied_head = "lm_head.weight" if model.config.tie_word_embeddings else None  # --shard makes a copy of the embeddings of it
     by_bytes, by_signs, dtypes = hashlib.sha256(), hashlib.sha256(), set()
     for name, parameter in model.named_parameters():
-        if id(parameter) in added:
+        if id(parameter) in added or name == tied_head:
             continue
-        weight = unmerged.get(id(parameter), parameter).detach().cpu().contiguous()
+        weight = whole(unmerged.get(id(parameter), parameter)).detach().cpu().contiguous()
         label = f"{name.replace('.base.', '.')} {list(weight.shape)}\n".encode()
         flat = weight.flatten()
         signs = np.packbits(flat.signbit().numpy())  # 8 signs a byte

@@ -40,7 +40,7 @@ def check_exactness(model, source) -> None:
     if (window := sliding_window(model.config)) and window < sum(LENGTHS):
         raise UserError(f"{source}: its sliding window has {window} tokens, too few for a passage; use a model without one")
     vocab_size = model.config.vocab_size
-    ids = torch.arange(sum(LENGTHS)) * max(1, vocab_size // sum(LENGTHS)) % vocab_size
+    ids = torch.arange(sum(LENGTHS), device=model.device) * max(1, vocab_size // sum(LENGTHS)) % vocab_size
     passage, first, second = ids.split(LENGTHS)
     alone = [model(torch.cat([passage, question])[None], use_cache=False).logits[0, len(passage):].double()
              for question in (first, second)]
@@ -60,7 +60,8 @@ def check_exactness(model, source) -> None:
 
 def _one_row(passage: Tensor, first: Tensor, second: Tensor) -> MicroBatch:
     piece = Piece(passage.tolist(), "", 0)
-    return collate([Row(piece, [Prompt(0, "", piece, question.tolist(), []) for question in (first, second)])], [])
+    prompts = [Prompt(0, "", piece, question.tolist(), []) for question in (first, second)]
+    return collate([Row(piece, prompts)], []).to(passage.device)
 
 
 def _read_packed(model, row: MicroBatch) -> Tensor:

@@ -16,26 +16,41 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 
 from qa.errors import UserError
 from qa.files import make_readable
+from qa.llama.base_shards import empty_llama, fill_shards
 from qa.llama.exactness import check_exactness, sliding_window
 from qa.llama.gguf import check_gguf, set_special_tokens
 from qa.llama.lora import lora_layers, merge, unmerge
+from qa.training.distributed import Runtime
 from qa.weights import expect_reader, load_tokenizer, read_config
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_llama(path: Path, dtype: torch.dtype = torch.float32,
+               shared_by: Runtime | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
+
+    shared_by: the ranks that hold a part of it each (--shard), on their devices.
 
     Raises UserError, naming `path`, if this is no LLaMA, or its weights or tokenizer are not those of one.
     """
+    is_shared = shared_by is not None and shared_by.num_ranks > 1
     if path.is_file():
+        if is_shared:
+            raise UserError(f"--shard: {path} is a .gguf file, which cannot be read in parts; give a folder of safetensors")
         check_gguf(path)
         folder, how = path.parent, {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         check_base_folder(path)
         folder, how = path, {"use_safetensors": True}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
-                                                             output_loading_info=True, **how)
+        if is_shared:
+            model = empty_llama(folder, dtype)
+        else:
+            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
+                                                                 output_loading_info=True, **how)
+        if dtype == torch.float64:
+            _keep_norms_in_fp64(model)
+        if is_shared:
+            report = fill_shards(model, folder, shared_by)
     except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be loaded as a LLaMA: {reason}") from error
@@ -44,8 +59,6 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrain
             raise UserError(f"{path} {problem} weights ({len(keys)}, such as {min(keys)}); expected those of a complete "
                             f"{type(model).__name__} with its language-model head")
     _forget_packing(model)
-    if dtype == torch.float64:
-        _keep_norms_in_fp64(model)
     check_exactness(model, path)
     tokenizer = load_llama_tokenizer(path)
     tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py and prompt.py

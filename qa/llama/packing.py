@@ -77,17 +77,21 @@ def micro_batches(prompts: Sequence[Prompt], num_instruction: int, micro_tokens:
     return batches
 
 
-def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, micro_tokens: int) -> list[list[list[Row]]]:
+def deal_rows(prompts: Sequence[Prompt], num_ranks: int, num_instruction: int, micro_tokens: int,
+              even: bool = False) -> list[list[list[Row]]]:
     """Give a global batch to the ranks, passage by passage, so that they finish together; `micro_batches` then cuts each share.
 
-    Returns every rank's list of micro-batches; empty for a rank with nothing to do.
+    Returns every rank's list of micro-batches; empty for a rank with nothing to do. If `even`, all lists are equally long: they
+    are filled up with a row of one token and no question, which adds 0 to loss and gradient.
     """
     rows = _make_rows(prompts)
     lengths = np.array([num_instruction + row.num_tokens() for row in rows])
     no_cut = int(lengths.sum()) * len(rows)  # a bound so high that `deal` leaves each rank's share uncut
     shares = deal(np.arange(len(rows)), lengths, num_ranks, no_cut)
     dealt = [[prompt for numbers in share for number in numbers for prompt in rows[number].prompts] for share in shares]
-    return [micro_batches(prompts, num_instruction, micro_tokens) for prompts in dealt]
+    shares = [micro_batches(prompts, num_instruction, micro_tokens) for prompts in dealt]
+    most, nothing = max(map(len, shares)) if even else 0, [Row(Piece(prompts[0].piece.ids[:1], "", 0), [])]
+    return [share + [nothing] * (most - len(share)) for share in shares]
 
 
 @dataclass

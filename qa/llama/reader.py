@@ -32,6 +32,7 @@ from qa.prediction import Answered, Candidate, Prediction
 from qa.settings import ReadSettings
 from qa.training.distributed import Runtime, gather_objects
 from qa.training.precision import Precision
+from qa.training.sharding import in_step
 
 
 @dataclass
@@ -64,7 +65,7 @@ class LlamaReader(Asked):
         notes += _scored_demonstrations(template, data)
         was_training = self.model.training
         self.model.eval()
-        with self.precision.autocast():
+        with self.precision.autocast(), in_step(self.model):
             found = self._decode(template, _share(prompts, data, self.runtime))
         self.model.train(was_training)
         mine = [(one, _extracted(one) if is_exact else _grounded(one, template.refusal)) for one in found]

@@ -31,6 +31,7 @@ from torch import Tensor
 from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, json_bytes, read_manifest, seal, sync, write_bytes, writing
 from qa.training.distributed import Runtime, barrier
+from qa.training.sharding import gather
 
 STEP_FOLDER = re.compile(r"step-([0-9]{6,})")  # step-000120
 LAST_LINE = re.compile(rb"(step-[0-9]+) ([0-9a-f]{64})\n")
@@ -51,6 +52,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
 
     tensors: file stem -> name -> tensor, on any device: {"model": {...}} becomes model.safetensors. state: plain JSON.
     """
+    tensors = {stem: gather(named, runtime) for stem, named in tensors.items()}
     if runtime.is_main:
         with writing(run):
             run.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qa.cpu.malloc import keep_freed_memory
 from qa.errors import UserError
@@ -87,7 +88,8 @@ def choose_micro_tokens(micro_tokens: int | None, device: torch.device, model: n
     if model is None:
         return GPU_TOKENS
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    fixed = sum(p.numel() * (18 if p.requires_grad else p.element_size()) for p in model.parameters())
+    here = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]  # --shard: a part
+    fixed = sum(p.numel() * (18 if p.requires_grad else p.element_size()) for p in here)
     of_a_token = (2 * hidden * layers + 45 * hidden) if checkpointing else 45 * hidden * layers
     room = 0.8 * torch.cuda.get_device_properties(device).total_memory - fixed
     fitting = int(room / of_a_token) // (1 if half_precision else 2)
@@ -124,8 +126,10 @@ def sum_gradients(parameters: list[Tensor], runtime: Runtime) -> None:
     """Sum the gradients over all ranks, in place. A missing gradient becomes zero.
 
     What happens is `for parameter in parameters: dist.all_reduce(parameter.grad)`. Fewer, larger sums are faster, so
-    neighbouring gradients are copied into a flat buffer, summed there, and copied back.
+    neighbouring gradients are copied into a flat buffer, summed there, and copied back. Those of a sharded model are summed by
+    the backward pass already (sharding.py).
     """
+    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qa.options import TrainOptions
+from qa.training.sharding import cut_like
 
 
 def make_adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -59,4 +60,4 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     for name, parameter in model.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors]
         if keys:
-            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys}
+            optimizer.state[parameter] = {key: cut_like(parameter, tensors[f"{name}.{key}"]) for key in keys}

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qa.errors import UserError
 from qa.files import MANIFEST, damages, file_sha256, finish_replacing, read_manifest, replace_folder, seal, write_json, writing
 from qa.settings import FILE, ReadSettings, read_settings
@@ -40,23 +42,25 @@ def inspect(folder: Path) -> list[str]:
 @dataclass
 class Product:
     folder: Path
-    write: Callable[[Path], None]  # weights and tokenizer, into a folder that exists
+    write: Callable[[Path, dict[str, Tensor]], None]  # `whole_weights` and tokenizer, into a folder that exists
     read: Callable[[Path], None]  # the weights, back into the model
     card: Callable[[int, dict[str, Any], dict[str, Any]], str]  # (step, chosen, scores) -> text of README.md
     settings: ReadSettings
     runtime: Runtime
+    whole_weights: Callable[[], dict[str, Tensor]] = dict  # BERT's; all ranks call it, for each may hold a part only
 
     def save(self, step: int, chosen: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Write the product of `step`. All ranks call this; rank 0 writes.
 
         chosen: {"na_threshold": ..., "temperature": ...}, what held-out articles decided; {} without any.
         """
+        weights = self.whole_weights()
         if self.runtime.is_main:
             temporary = self.folder.with_name(f".{self.folder.name}.tmp")
             with writing(self.folder):
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-                self.write(temporary)
+                self.write(temporary, weights)
                 write_json(temporary / FILE, {**asdict(self.settings), **chosen, "step": step})
                 (temporary / "README.md").write_text(self.card(step, chosen, metrics), encoding="utf-8", errors="replace")
                 seal(temporary, step, run=self._run())

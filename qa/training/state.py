@@ -12,6 +12,7 @@ import torch
 
 from qa.errors import Stopped
 from qa.training.distributed import Runtime, sum_over_ranks
+from qa.training.sharding import whole
 
 
 @dataclass
@@ -63,7 +64,7 @@ def agree(loss_sum: torch.Tensor, grad_norm: torch.Tensor, stop: StopSignal, run
     stop.steps_left -= 1
     stop.requested |= stop.steps_left <= 0
     summed = sum_over_ranks(torch.stack([loss_sum, loss_sum.new_tensor(stop.requested)]), runtime)
-    loss, num_requests, norm = torch.cat([summed, grad_norm[None].to(summed)]).tolist()
+    loss, num_requests, norm = torch.cat([summed, whole(grad_norm)[None].to(summed)]).tolist()
     return loss, norm, num_requests > 0
 
 

@@ -89,6 +89,16 @@ def test_a_rank_may_have_nothing_to_do():
     assert [len(share) for share in shares] == [1, 0, 0] and shares[0][0].tolist() == [4]
 
 
+def test_even_shares_differ_from_others_by_micro_batches_of_nothing():
+    lengths = random_lengths(64)
+    for batch, num_ranks, micro_tokens in ((np.arange(64), 3, 1), (np.arange(5), 4, 500), (np.array([4]), 3, 1000)):
+        shares, even = deal(batch, lengths, num_ranks, micro_tokens), deal(batch, lengths, num_ranks, micro_tokens, even=True)
+        assert {len(share) for share in even} == {max(map(len, shares))}
+        assert [[rows.tolist() for rows in share if len(rows)] for share in even] == [
+            [rows.tolist() for rows in share] for share in shares]
+        assert padding_share(even, lengths) == padding_share(shares, lengths)
+
+
 def test_deal_does_not_depend_on_the_order_of_equal_work():
     """The same examples on the same rank, whatever the memory of a device: micro_tokens only cuts."""
     lengths = random_lengths(64)

@@ -221,6 +221,16 @@ def test_ranks_get_every_question_once_and_whole_passages(num_ranks):
     pieces = [piece for share in found for piece in {prompt.piece for prompt in share}]
     assert len(pieces) == len(set(pieces)) == 4
     assert shares == [micro_batches(share, len(INSTRUCTION), 60) for share in found]
+    even = deal_rows(prompts, num_ranks, len(INSTRUCTION), micro_tokens=60, even=True)
+    assert {len(share) for share in even} == {max(map(len, shares))}
+    assert [[rows for rows in share if rows[0].prompts] for share in even] == shares
+
+
+def test_a_row_without_questions_adds_nothing_to_loss_and_gradient(tiny_llama):
+    _, (*_, nothing) = deal_rows(random_prompts(3, num_passages=1), 2, len(INSTRUCTION), 10_000, even=True)
+    loss = AnswerLoss(tiny_llama)(collate(nothing, INSTRUCTION))
+    loss.backward()
+    assert loss == 0 and all(not parameter.grad.any() for parameter in tiny_llama.parameters())
 
 
 def test_logits_are_computed_where_an_answer_token_is_predicted_only(tiny_llama):

@@ -137,9 +137,9 @@ class Scripts:
     def evaluate(self, *flags: str, ranks: int = 1, status: int = 0) -> Ended:
         return self.finish(self.server.launch(["evaluate.py", *flags], ranks), status)
 
-    def torchrun(self, ranks: int, out: Path, *flags: str) -> subprocess.Popen:
-        """The real launcher, in a process group of its own."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", self.script,
+    def torchrun(self, ranks: int, out: Path, *flags: str, nodes: tuple[str, ...] = ("--standalone",)) -> subprocess.Popen:
+        """The real launcher, in a process group of its own. ranks: of this node."""
+        command = [sys.executable, "-m", "torch.distributed.run", *nodes, f"--nproc_per_node={ranks}", self.script,
                    *self.recipe, "--out", str(out), *flags]
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True, start_new_session=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -24,7 +24,7 @@ def make(tmp_path):
         folder = tmp_path / run
         folder.mkdir(exist_ok=True)
         (folder / "options.json").write_text(json.dumps({"name": run}))
-        product = Product(folder / "model", lambda to: (to / "weights.safetensors").write_text(str(product.weights)),
+        product = Product(folder / "model", lambda to, _: (to / "weights.safetensors").write_text(str(product.weights)),
                           lambda saved: setattr(product, "weights", int((saved / "weights.safetensors").read_text())),
                           lambda step, chosen, metrics: f"card of {step}: {chosen.get('na_threshold')}, {metrics}",
                           DEFAULTS["bert"], Runtime(0, 1, torch.device("cpu")))

@@ -1,0 +1,68 @@
+"""A base that no rank holds whole: every rank reads its rows of each weight from the safetensors. For --shard.
+
+    empty_llama   the model without its weights: on the device "meta" a tensor has a shape and a type, but no memory
+    fill_shards   cuts it over the ranks (training/sharding.py), and reads what this rank has
+
+A tied language-model head becomes a matrix of its own, with the same numbers, because the embeddings and the head are gathered
+at different times. Used by: model.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qa.training.distributed import Runtime
+from qa.training.sharding import shard
+
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def empty_llama(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+    return model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def fill_shards(model: PreTrainedModel, folder: Path, runtime: Runtime) -> dict[str, set[str]]:
+    """Returns what transformers' loading reports: the keys that the files lack, and those that the model does not know."""
+    shard(model.model, runtime)
+    shard(model.lm_head, runtime)  # apart: in training and in both decoders it is called by itself
+    model.to_empty(device=runtime.device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(runtime.device)  # computed, not read
+    where = {key: path for path in _files(folder) for key in safe_open(path, "pt").keys()}
+    parameters = dict(model.named_parameters())
+    keys = {name: EMBEDDINGS if name == HEAD and model.config.tie_word_embeddings else name for name in parameters}
+    missing = {key for key in keys.values() if key not in where}
+    for name, key in keys.items():
+        if key not in missing:
+            _read_rows(parameters[name], where[key], key, runtime)
+    return {"missing_keys": missing, "unexpected_keys": {
+        key for key in where if key not in parameters and not key.endswith("rotary_emb.inv_freq")}}  # older files have it
+
+
+def _files(folder: Path) -> set[Path]:
+    if (folder / "model.safetensors").is_file():
+        return {folder / "model.safetensors"}
+    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    return {folder / name for name in index["weight_map"].values()}
+
+
+def _read_rows(parameter: nn.Parameter, path: Path, key: str, runtime: Runtime) -> None:
+    """This rank's rows of a weight. With 10 rows and 4 ranks: 3, 3, 3, 1."""
+    rows, num_rows = parameter.to_local(), -(-len(parameter) // runtime.num_ranks)
+    with safe_open(path, "pt") as file:  # for one weight at a time: what was read counts as this process's memory until then
+        stored = file.get_slice(key)
+        if stored.get_shape() != list(parameter.shape):
+            raise ValueError(f"{key} has the shape {stored.get_shape()}, expected {list(parameter.shape)}")
+        if len(rows):
+            begin = runtime.rank * num_rows
+            rows.copy_(stored[begin : begin + len(rows)])

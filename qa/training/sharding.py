@@ -1,0 +1,107 @@
+"""--shard: a model that fits no device is cut over the ranks, by PyTorch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277).
+
+    weight [6, H]       rank 0 holds rows 0-1      rank 1 holds rows 2-3      rank 2 holds rows 4-5
+    a pass              a block's weights are gathered from all ranks, used, and dropped again, block by block
+    its backward pass   they are gathered once more; the gradient is summed over the ranks, and each keeps its rows of the sum
+
+LLaMA: only the frozen base is cut; LoRA is small, and whole on every rank. BERT: parameters, gradients and AdamW's state.
+A gather needs all ranks. So all must make the same passes: in training, `deal` and `deal_rows` give the ranks equally many
+micro-batches, some of them with nothing in them; reading, the ranks help one another (`in_step`).
+
+Used by: the train scripts, both readers, llama/base_shards.py; `gather` and `whole` by checkpoint.py and state.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from qa.cpu.malloc import return_freed_memory
+from qa.training.distributed import Runtime
+
+
+def shard(model: nn.Module, runtime: Runtime) -> None:
+    """Cut the parameters, in place: each becomes a DTensor, of which this rank has some rows. One rank: nothing is cut.
+
+    A block is gathered at a time. What is in no block (embeddings, heads) is gathered for a whole pass.
+    """
+    if runtime.num_ranks == 1:
+        return
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of views: nobody changes BERT's scores in place
+    if runtime.device.type == "cpu":
+        return_freed_memory()
+    mesh = init_device_mesh(runtime.device.type, (runtime.num_ranks,))
+    blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), [])
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        module.set_gradient_divide_factor(1.0)  # a sum over the ranks, not a mean
+        module.set_force_sum_reduction_for_comms(True)
+        if not any(parameter.is_meta for parameter in module.parameters()):
+            module.unshard()  # FSDP makes its buffers at the first pass; made in inference mode, they could not be trained with
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the rows of all ranks, which all call this; one that is not cut, as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+    """The whole tensors, gathered one after another: rank 0 has all, on the CPU where they were cut; the others have none."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if runtime.is_main:
+            gathered[name] = value if value is tensor else value.cpu()
+    return gathered
+
+
+def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, on the parameter's device and cut as the parameter is; a number (AdamW's step) is never cut."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor) or tensor.ndim == 0:
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)  # no rank sends
+
+
+@contextlib.contextmanager
+def in_step(model: nn.Module) -> Iterator[None]:
+    """In here each rank may call the model as often as it wants. Before each call the ranks agree on the part that is next.
+
+    A rank that wants another part, or none any more, only helps to gather this one's weights. Parts: those that are called by
+    themselves (LLaMA's blocks; its language-model head).
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    inside = {id(other) for module in sharded for other in list(module.modules())[1:]}
+    parts = [module for module in sharded if id(module) not in inside]
+
+    def help_until(own: int) -> None:
+        while (next_one := _highest(own, model)) != own:
+            for module in parts[next_one].modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    module.reshard()
+
+    hooks = [part.register_forward_pre_hook(lambda *_, own=own: help_until(own), prepend=True)  # before FSDP's own
+             for own, part in enumerate(parts)]
+    try:
+        yield
+        if parts:
+            help_until(-1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _highest(own: int, model: nn.Module) -> int:
+    number = torch.tensor(own, device=next(model.parameters()).device)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
