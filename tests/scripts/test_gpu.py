@@ -133,7 +133,7 @@ def test_gpu_and_cpu_train_alike(scripts, llama_scripts, read_run, tmp_path):
         assert gpu.losses() == pytest.approx(read_run(tmp_path / one.script).losses(), abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["--compile", "torchrun"])
+@pytest.mark.parametrize("how", [pytest.param("--compile", marks=pytest.mark.slow), "torchrun"])
 def test_compiled_and_launched(how, scripts, llama_scripts, read_run, tmp_path):
     """--compile, and torchrun with one rank: the losses of the first steps as without, but for rounding."""
     for one, flags in ((scripts, ("--dropout", "0")), (llama_scripts, ())):

@@ -57,6 +57,7 @@ def test_bert_sharded_equals_whole(sharded, scripts, read_run, data_file, tmp_pa
     assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in run.product().items())
 
 
+@pytest.mark.slow
 def test_bert_resumes_on_other_ranks_sharded_or_not(sharded, scripts, read_run, tmp_path):
     """No dropout: else the ranks' masks differ. The last process is one rank, where --shard cuts nothing."""
     exact, out = (*BERT, "--dropout", "0"), tmp_path / "run"
@@ -67,6 +68,7 @@ def test_bert_resumes_on_other_ranks_sharded_or_not(sharded, scripts, read_run, 
     same_weights(read_run(out), scripts.whole(1, *exact), 1e-9)
 
 
+@pytest.mark.slow
 def test_bert_resumed_with_dropout_to_the_bit(sharded, read_run, tmp_path):
     flags = ("--precision", "fp32")
     sharded("bert", tmp_path / "whole", *flags)
@@ -75,6 +77,7 @@ def test_bert_resumed_with_dropout_to_the_bit(sharded, read_run, tmp_path):
     read_run(tmp_path / "run").assert_equal_to_the_bit(read_run(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_bert_in_half_precision(precision, sharded, scripts, read_run, tmp_path):
     sharded("bert", tmp_path / "run", "--precision", precision)
@@ -87,7 +90,7 @@ def test_bert_in_half_precision(precision, sharded, scripts, read_run, tmp_path)
 LLAMA = ("--precision", "fp64", "--micro-tokens", "150")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_llama_sharded_equals_whole_to_the_bit(ranks, sharded, llama_scripts, read_run, data_v2_file, tmp_path):
     """One step of each epoch has two questions. Evaluated by greedy decoding before its last step and at its end."""
     data = ("--train-data", str(data_v2_file), "--dev-data", str(data_v2_file))
@@ -100,6 +103,7 @@ def test_llama_sharded_equals_whole_to_the_bit(ranks, sharded, llama_scripts, re
             whole.folder / "evaluation" / f"{name}.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_llama_resumed_to_the_bit_and_on_other_ranks_sharded_or_not(sharded, llama_scripts, read_run, tmp_path):
     """On the same ranks with dropout, to the bit; on others without it. The base is known again, sharded or not."""
     dropout, out = (*LLAMA, "--lora-dropout", "0.1"), tmp_path / "other"
@@ -112,7 +116,8 @@ def test_llama_resumed_to_the_bit_and_on_other_ranks_sharded_or_not(sharded, lla
     same_weights(read_run(out), llama_scripts.whole(1, *LLAMA), 1e-9)
 
 
-@pytest.mark.parametrize("ranks, decode", [(2, "exact"), (3, "exact"), (3, "greedy")])
+@pytest.mark.parametrize("ranks, decode", [pytest.param(2, "exact", marks=pytest.mark.slow), (3, "exact"),
+                                           pytest.param(3, "greedy", marks=pytest.mark.slow)])
 def test_llama_evaluated_sharded_gives_the_same_answers(ranks, decode, llama_scripts, data_v2_file, tmp_path):
     """An adapter on its base; 14 passages, so that the ranks read unequal shares; 1 passage: two ranks have none."""
     run = llama_scripts.whole(2, *LLAMA, "--lora-dropout", "0.1").folder
