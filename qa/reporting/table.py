@@ -9,9 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from pathlib import Path
+from typing import Any
 
 from qa.data.squad import counted
 from qa.evaluation.significance import FIGURES, MIN_ARTICLES, Interval, article_sums, difference, interval, sign_flip_p
+from qa.options import flag
 from qa.reporting.systems import System
 
 NONE = "–"  # unknown
@@ -45,13 +48,20 @@ def bounds(found: Interval, sign: str = "") -> str:
 
 
 def recipe(system: System) -> str:
-    """ "lr 0.0001, 313 updates of 8"."""
-    options = system.evaluations[0].options
+    """ "all-MiniLM-L6-v2, lr 0.0001, 313 updates of 8; decode exact": of the training, then of the evaluation."""
+    first = system.evaluations[0]
+    settings = [f"{flag(name)[2:]} {value}" for name, value in first.settings().items()]
+    return "; ".join([*filter(None, [_trained(first.options)]), *settings]) or NONE
+
+
+def _trained(options: dict[str, Any]) -> str:
+    """Of a model that we did not train: ""."""
     if not options:
-        return NONE
+        return ""
     length = (f"{counted(options['max_steps'], 'update')} of {options['batch_size']}" if options.get("max_steps") else
               f"{counted(options['epochs'], 'epoch')}, batch {options['batch_size']}")
-    return f"lr {options['lr']:g}, {length}"
+    model = f"{Path(options['model']).name}, " if options.get("model") else ""
+    return f"{model}lr {options['lr']:g}, {length}"
 
 
 def duration(seconds: float) -> str:

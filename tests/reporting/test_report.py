@@ -76,7 +76,7 @@ def test_facts_of_a_run(runs):
     systems, _ = read_systems((str(runs["bert-10-0"]), str(runs["bert-10-1"])))
     row = dict(zip(*system_rows(systems), strict=True))
     assert row["Trained parameters"] == "17" and row["Training questions"] == "10" and row["Speed"] == "6.0 windows/s"
-    assert row["Training time"] == "2.0 min" and row["Recipe"] == "lr 3e-05, 2 epochs, batch 16"  # (90 + 150) / 2 seconds
+    assert row["Training time"] == "2.0 min" and row["Recipe"].endswith(", lr 3e-05, 2 epochs, batch 16")  # (90 + 150) / 2 s
     assert [event["step"] for event in systems[0].evaluations[0].log()] == [1, 2, 3]
 
 
@@ -265,6 +265,7 @@ def test_matplotlib_is_imported_by_the_plots_alone_and_missing_it_is_one_line(ru
 
 BAD = {
     "no evaluation there": lambda runs, tmp: [tmp],
+    "no such folder": lambda runs, tmp: [runs["bert-10-0"], tmp / "typo"],
     "nothing to report": lambda runs, tmp: [],
     "nothing to make": lambda runs, tmp: [runs["bert-10-0"]],
     "cannot be read": lambda runs, tmp: [runs["bert-10-0"], "--markdown", "--data", tmp / "no.json"],

@@ -232,6 +232,13 @@ def test_against_tells_the_difference_from_each_kind_of_evaluation(run_folder, d
     ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(gold))
     assert "lacks 20 questions of the data" in ended.err and f"\n  EM {metrics['exact_match'] - 2100 / 41:+.2f} [" in ended.out
 
+    sample = (*command, "--max-questions", "5", "--out", str(tmp_path / "sample"))  # of other questions: no difference to tell
+    scripts.evaluate(*sample)
+    ended = scripts.evaluate(*command, "--out", str(tmp_path / "2"), "--against", str(tmp_path / "sample"), status=2)
+    assert "a sample, which lacks 36 of the 41 questions here; give the --max-questions" in ended.last_line
+    ended = scripts.evaluate(*sample, "--against", str(tmp_path / "sample"))
+    assert "0 questions better, 0 worse\n" in ended.out
+
 
 @pytest.mark.squad
 @pytest.mark.skipif("SQUAD_DIR" not in os.environ, reason="SQUAD_DIR is not set")
