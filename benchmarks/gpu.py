@@ -187,12 +187,17 @@ def our_bert_step(model, windows, plan, forward):
             loss = span_loss(start, end, micro_batch) / len(batch)
             loss.backward()
             loss_sum += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        torch.stack([loss_sum, norm.double()]).tolist()
-        optimizer.step()
-        optimizer.zero_grad()
+        clip_and_update(parameters, optimizer, loss_sum)
 
     return step
+
+
+def clip_and_update(parameters, optimizer, loss_sum) -> None:
+    """The end of a step of both scripts; the one wait for the GPU is where the loss and the norm come over."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.stack([loss_sum, norm.double()]).tolist()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def plain_bert_step(model, windows, plan, _):
@@ -264,10 +269,7 @@ def our_llama_step(model, batches, compiled: bool):
                 loss = forward(micro_batch) / (5 * len(batch))
             loss.backward()
             loss_sum += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        torch.stack([loss_sum, norm.double()]).tolist()
-        optimizer.step()
-        optimizer.zero_grad()
+        clip_and_update(parameters, optimizer, loss_sum)
 
     return step
 
