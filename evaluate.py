@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -81,7 +81,7 @@ def main() -> None:
     distributed.finish(runtime)
 
 
-def load_others(path: str, data: SquadData, say: Callable) -> dict[str, dict]:
+def load_others(path: str, data: SquadData, say: Callable) -> Mapping[str, dict]:
     """The system of --against on the same questions, as per_question.json would hold it."""
     if not data.has_answers:
         raise UserError(f"--against: {data.source} has no answers, so nothing can be compared on it; leave it out")
@@ -97,7 +97,7 @@ def load_others(path: str, data: SquadData, say: Callable) -> dict[str, dict]:
     return per_question(data, answers, *final_scores(data.examples, answers, data.is_v2))
 
 
-def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, dict] | None,
+def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, others: Mapping[str, dict] | None,
                 runtime: Runtime) -> None:
     """Predict every question, score the predictions if the data has answers, and write the files."""
     say = print if runtime.is_main else lambda *_, **__: None
@@ -139,7 +139,7 @@ def score_model(options: EvaluateOptions, typed: set[str], data: SquadData, othe
         print(*answered.notes, *answered.work, shown, f"written to {folder}", sep="\n")
 
 
-def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: dict[str, dict] | None,
+def score_file(options: EvaluateOptions, typed: set[str], data: SquadData, others: Mapping[str, dict] | None,
                runtime: Runtime) -> None:
     """Score predictions that somebody else made."""
     if not data.has_answers:

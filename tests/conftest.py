@@ -3,13 +3,19 @@
     tiny_bert_folder                            a plain encoder and its tokenizer; copy it to change it
     small_squad, small_squad_v2                 official JSON as Python objects, new in every test
     small_squad_file, small_squad_v2_file       the same, in a file of the test's own
+
+Each process computes in one thread, set before torch is imported: models of our size gain nothing from more, and the tests run
+in as many processes as there are cores (pytest -n).
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -24,8 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import UserDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
@@ -84,11 +83,20 @@ def _saved_identity(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-class Nbest(UserDict):
-    """{id: entries of nbest.json}, made from {id: Prediction} when they are asked for: all together would fill the memory."""
+class MadeWhenRead(Mapping):
+    """{id: content}, where each content is made when it is asked for: all together would fill the memory."""
 
-    def __getitem__(self, question_id: str) -> list[dict[str, Any]]:
-        return _nbest(self.data[question_id])
+    def __init__(self, made_from: dict[str, Any], make: Callable[[Any], Any]) -> None:
+        self.made_from, self.make = made_from, make
+
+    def __getitem__(self, question_id: str) -> Any:
+        return self.make(self.made_from[question_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made_from)
+
+    def __len__(self) -> int:
+        return len(self.made_from)
 
 
 def result_files(data: SquadData, predictions: list[Prediction], na_threshold: float | None) -> dict[str, Mapping]:
@@ -96,23 +104,29 @@ def result_files(data: SquadData, predictions: list[Prediction], na_threshold: f
     answers = final_answers(predictions, na_threshold)
     confidences = dict(zip(answers, final_confidences(predictions, na_threshold).tolist(), strict=True))
     scores = scores_of_questions(data, predictions, na_threshold) if data.has_answers else ()
+    na_scores = no_answer_scores(predictions)
     return {
-        "per_question.json": per_question(data, answers, *scores, confidences, no_answer_scores(predictions)) if scores else {},
+        "per_question.json": per_question(data, answers, *scores, confidences, na_scores) if scores else {},
         "predictions.json": answers,
-        "nbest.json": Nbest({prediction.id: prediction for prediction in predictions}),
-        "null_odds.json": no_answer_scores(predictions),
-        "generated.json": {prediction.id: {"text": prediction.raw_text, "grounding": prediction.grounding}
-                           for prediction in predictions if prediction.raw_text is not None},
+        "nbest.json": MadeWhenRead({prediction.id: prediction for prediction in predictions}, _nbest),
+        "null_odds.json": na_scores,
+        "generated.json": MadeWhenRead({prediction.id: prediction for prediction in predictions
+                                        if prediction.raw_text is not None}, _generated),
     }
 
 
 def per_question(data: SquadData, answers: dict[str, str], exact: np.ndarray, f1: np.ndarray,
-                 confidences: dict[str, float] | None = None, na_scores: dict[str, float] | None = None) -> dict[str, dict]:
+                 confidences: dict[str, float] | None = None,
+                 na_scores: dict[str, float] | None = None) -> Mapping[str, dict[str, Any]]:
     """{id: what is known of this question}, in the order of the data. What is not in a dict is None. exact, f1: [N]."""
-    return {example.id: {"title": title, "exact": float(exact[row]), "f1": float(f1[row]),
-                         "prediction": answers.get(example.id), "confidence": (confidences or {}).get(example.id),
-                         "no_answer_score": (na_scores or {}).get(example.id)}
-            for row, (example, title) in enumerate(zip(data.examples, data.titles, strict=True))}
+    examples, titles = data.examples, data.titles
+
+    def make(row: int) -> dict[str, Any]:
+        id = examples[row].id
+        return {"title": titles[row], "exact": float(exact[row]), "f1": float(f1[row]), "prediction": answers.get(id),
+                "confidence": (confidences or {}).get(id), "no_answer_score": (na_scores or {}).get(id)}
+
+    return MadeWhenRead({example.id: row for row, example in enumerate(examples)}, make)
 
 
 def environment(began: float) -> dict[str, Any]:
@@ -151,7 +165,7 @@ def _json_parts(content: Mapping) -> Iterator[str]:
     """files.json_bytes(content) as text, item by item. A JSON string has no newline in it, so every newline is the layout's."""
     before = "{\n "
     for key, value in content.items():
-        if isinstance(content, Nbest) and value:
+        if isinstance(content, MadeWhenRead) and isinstance(value, list) and value:  # nbest.json
             text = "[\n  " + ",\n  ".join(map(_entry_text, value)) + "\n ]"
         else:
             text = encode_basestring(value) if isinstance(value, str) else _layout(value).replace("\n", "\n ")
@@ -171,6 +185,10 @@ def _entry_text(entry: dict[str, Any]) -> str:
 
 
 _layout = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=1).encode
+
+
+def _generated(prediction: Prediction) -> dict[str, Any]:
+    return {"text": prediction.raw_text, "grounding": prediction.grounding}
 
 
 def _nbest(prediction: Prediction) -> list[dict[str, Any]]:

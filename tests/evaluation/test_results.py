@@ -288,7 +288,7 @@ def test_files_are_the_bytes_that_json_gives(tmp_path):
     files = {**result_files(data, predictions, 0.0), "metrics.json": {"f1": 1.0},
              "conditions.json": {"notes": ["a"], "p": {"q": [{}]}}}
     write_results(tmp_path, files)
-    for name in ("predictions.json", "nbest.json", "null_odds.json", "metrics.json", "conditions.json"):
+    for name in ("per_question.json", "predictions.json", "nbest.json", "null_odds.json", "metrics.json", "conditions.json"):
         assert (tmp_path / name).read_bytes() == json_bytes(dict(files[name])), name
     predictions[4].candidates.append(Candidate("x", 0, 1, math.nan, 0.5))
     with pytest.raises(ValueError, match="not JSON compliant"):

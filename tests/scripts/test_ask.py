@@ -46,8 +46,11 @@ def ask(tiny_bert_folder, monkeypatch, capsys):
 
 
 def test_worked_case(ask, docs):
+    """Which words a random head takes, nobody knows; but they stand in the file, at the line that is named."""
     said = ask(str(docs / "skerry.md"), QUESTION)
-    assert re.match(r"1\. .+    evidence -?\d+\.\d\d, confidence [\d.e-]+    \S+skerry\.md:[35]\n     .*\[\[.+\]\]", said.out)
+    shown = re.match(r"1\. (.+)    evidence -?\d+\.\d\d, confidence [\d.e-]+    \S+skerry\.md:([135])\n     (.*)\n", said.out)
+    text, line, sentence = shown.groups()
+    assert text.split()[0] in SKERRY.splitlines()[int(line) - 1] and f"[[{' '.join(text.split())}]]" in sentence
     assert "2 paragraphs of 1 file" in said.err and "its head is random" in said.err
 
 
