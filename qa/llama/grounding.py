@@ -30,14 +30,13 @@ import bisect
 import functools
 import itertools
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from qa.evaluation.metrics import normalize_answer
-from qa.llama.units import LARGE_UNITS, Units, cut
+from qa.llama.edits import edit_table, edits_to_beginnings
+from qa.llama.units import LARGE_UNITS, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,37 @@ def _tokens(part: str) -> list[str]:
     return normalize_answer(part).split()
 
 
+class Words:
+    """A passage's W words and its S solid units: what grounding needs of it, whatever the text."""
+
+    def __init__(self, passage: str) -> None:
+        self.units = units = cut(passage, LARGE_UNITS)
+        self.solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]  # [S]
+        self.word = [bisect.bisect(units.word_starts, unit) - 1 for unit in self.solid]  # [S]
+        self.begins = [bisect.bisect_left(self.word, word) for word in range(len(units.word_starts) + 1)]  # [W + 1] in solid
+        self.alone = [self.tokens_of(unit, unit) for unit in range(len(self.solid))]  # [S]
+        self.tokens = [self.tokens_of(begin, stop - 1) if begin < stop else []
+                       for begin, stop in itertools.pairwise(self.begins)]  # [W]
+        self.num_before = [0, *itertools.accumulate(map(len, self.tokens))]  # [W + 1] tokens before a word
+        self.always, self.ending = [], defaultdict(list)  # words where a best span may end: with any text; with a token in it
+        for word, (begin, stop) in enumerate(itertools.pairwise(self.begins)):
+            if stop == begin + 1 and self.tokens[word]:
+                self.ending[self.tokens[word][-1]].append(word)
+            elif begin < stop:
+                self.always.append(word)  # several units, or an article
+
+    def tokens_of(self, first: int, last: int) -> list[str]:
+        """Of a part of a word: from solid unit `first` to `last`."""
+        return _tokens(self.units.string(self.solid[first], self.solid[last]))
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """[start_char, end_char)."""
+        return self.units.starts[self.solid[first]], self.units.ends[self.solid[last]]
+
+
+_words = functools.lru_cache(maxsize=16)(Words)  # questions on one passage come one after another
+
+
 def ground(text: str, passage: str) -> Grounded:
     """Find `text`, or the span nearest to it, in `passage`."""
     text, units = text.strip(), cut(passage, LARGE_UNITS)
@@ -69,43 +99,44 @@ def ground(text: str, passage: str) -> Grounded:
     start = start if start >= 0 else passage.find(text)
     kind, end = "exact", start + len(text)
     if start < 0:
-        normalised = normalize_answer(text)
-        solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]
-        spans = best_f1_spans(units, solid, normalised.split())
-        equal = [(units.starts[first], units.ends[last]) for first, last in spans
-                 if normalize_answer(units.string(first, last)) == normalised]
+        normalised, words = normalize_answer(text), _words(passage)
+        spans = best_f1_spans(words, normalised.split())
+        equal = [(start, end) for start, end in itertools.starmap(words.span, spans)
+                 if normalize_answer(passage[start:end]) == normalised]
         if equal:
             kind, (start, end) = "normalised", min(equal, key=lambda span: (span[1] - span[0], span))
         else:
-            kind, (start, end) = "repaired", _fewest_edits(text, units, solid, spans)
+            kind, (start, end) = "repaired", _fewest_edits(text, words, spans)
     return Grounded(passage[start:end], start, end, kind)
 
 
-def plain_best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
-    """The spans (first unit, last unit) of solid units with the best F1, in order: all are scored. None if that F1 is 0."""
+def plain_best_f1_spans(words: Words, text_tokens: list[str]) -> list[tuple[int, int]]:
+    """The spans (first, last) of solid units with the best F1, in order: all are scored. None if that F1 is 0."""
     f1s = {}
-    for first, last in itertools.combinations_with_replacement(solid, 2):
-        tokens = normalize_answer(units.string(first, last)).split()
+    for first, last in itertools.combinations_with_replacement(range(len(words.solid)), 2):
+        start, end = words.span(first, last)
+        tokens = normalize_answer(words.units.text[start:end]).split()
         num_common = (Counter(tokens) & Counter(text_tokens)).total()
         f1s[first, last] = 2 * num_common / max(len(tokens) + len(text_tokens), 1)
     best_f1 = max(f1s.values(), default=0.0)
     return [span for span, f1 in f1s.items() if 0 < f1 == best_f1]
 
 
-def best_f1_spans(units: Units, solid: list[int], text_tokens: list[str]) -> list[tuple[int, int]]:
+def best_f1_spans(words: Words, text_tokens: list[str]) -> list[tuple[int, int]]:
     """The same; few spans are scored."""
     n, wanted, best_f1, best = len(text_tokens), Counter(text_tokens), 0.0, []
     limit, beginnings = n * n, {token[:size] for token in wanted for size in range(len(token) + 1)}
-    for first, unit in enumerate(solid):
-        if _cannot_begin(_tokens(units.string(unit, unit)), wanted, beginnings):
+    ends = sorted(itertools.chain(words.always, *(words.ending.get(token, ()) for token in wanted)))
+    for first, tokens in enumerate(words.alone):
+        if _cannot_begin(tokens, wanted, beginnings):
             continue
-        for last, num_common, num_tokens in _promising_spans(units, solid, first, wanted, beginnings, limit):
+        for last, num_common, num_tokens in _promising_spans(words, first, ends, wanted, beginnings, limit):
             f1 = 2 * num_common / (n + num_tokens)  # one fraction, rounded once: equal F1s are equal floats
             if f1 > best_f1:
                 best_f1, best = f1, []
                 limit = min(limit, int(2 * n / f1 - n + 1e-9))
             if f1 == best_f1:
-                best.append((solid[first], solid[last]))
+                best.append((first, last))
     return best
 
 
@@ -118,20 +149,25 @@ def _cannot_begin(tokens: list[str], wanted: Counter, beginnings: set[str]) -> b
     return bool(tokens) and tokens[0] not in wanted and (len(tokens) > 1 or tokens[0][:-2] not in beginnings)
 
 
-def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter, beginnings: set[str],
+def _promising_spans(words: Words, first: int, ends: list[int], wanted: Counter, beginnings: set[str],
                      limit: int) -> Iterator[tuple[int, int, int]]:
-    """(last, c, m) of the spans that begin with unit solid[first], end with solid[last], and might be best."""
-    left, num_common, num_tokens = dict(wanted), 0, 0  # left: not found yet
-    while first < len(solid) and num_tokens <= limit:  # a word; of the first one, what is left of it
-        stop = bisect.bisect_left(solid, units.word_stops[solid[first]])
-        for last in range(first, stop):
-            tokens = _tokens(units.string(solid[first], solid[last]))
+    """(last, c, m) of the spans of solid units that begin with `first`, end with `last`, and might be best.
+
+    ends: the words in which one may end. What is between them is only counted.
+    """
+    left, num_common, num_tokens, word = dict(wanted), 0, 0, words.word[first]  # left: not found yet
+    following = bisect.bisect(ends, word)
+    while num_tokens <= limit:
+        tokens: list[str] = []
+        for last in range(first, words.begins[word + 1]):
+            tokens = words.tokens_of(first, last)
             if num_tokens == 0 and _cannot_begin(tokens, wanted, beginnings):
                 return
             if num_tokens + len(tokens) > limit + 1:
                 return  # a longer part has as many tokens or more, unless one of them becomes an article
             if not tokens or tokens[-1] in wanted:
-                more = sum(min(tokens.count(token), left.get(token, 0)) for token in set(tokens))
+                more = left.get(tokens[0], 0) > 0 if len(tokens) == 1 else sum(
+                    min(tokens.count(token), left.get(token, 0)) for token in set(tokens))
                 if num_common + more > 0 and num_tokens + len(tokens) <= limit:
                     yield last, num_common + more, num_tokens + len(tokens)
         if num_tokens == 0 and tokens and tokens[0] not in wanted:
@@ -140,47 +176,29 @@ def _promising_spans(units: Units, solid: list[int], first: int, wanted: Counter
             if left.get(token, 0) > 0:
                 left[token], num_common = left[token] - 1, num_common + 1
         num_tokens += len(tokens)
-        first = stop
+        if following == len(ends):
+            return
+        num_tokens += words.num_before[ends[following]] - words.num_before[word + 1]
+        word, following = ends[following], following + 1
+        first = words.begins[word]
 
 
-def _fewest_edits(text: str, units: Units, solid: list[int], spans: list[tuple[int, int]]) -> tuple[int, int]:
+def _fewest_edits(text: str, words: Words, spans: list[tuple[int, int]]) -> tuple[int, int]:
     """The span with the fewest edits from `text`; punctuation beside a span may be added. [start_char, end_char).
 
     Of equals the earliest, then the shortest. If there are no `spans`: of all spans of the passage.
     """
+    units, edges = words.units, [-1, *words.solid, len(words.units)]  # solid unit i is edges[i + 1]
     if not spans:
         distance, starts = edit_table(text, units.text, units.starts)
         return min((distance[end], starts[end], end) for end in units.ends)[1:]
-    before = dict(zip(solid, [-1, *solid], strict=False))  # the solid units next to each
-    after = dict(zip(solid, [*solid[1:], len(units)], strict=True))
-    found = []
+    best = (len(text) + len(units.text), 0, 0)  # edits, start, end
     for first, group in itertools.groupby(spans, key=lambda span: span[0]):
-        starts = units.starts[before[first] + 1 : first + 1]
-        ends = [end for _, last in group for end in units.ends[last : after[last]]]
-        distance, nearest = edit_table(text, units.text[starts[0] : ends[-1]], [start - starts[0] for start in starts])
-        found += [(distance[end - starts[0]], starts[0] + nearest[end - starts[0]], end) for end in ends]
-    return min(found)[1:]
-
-
-def edit_table(text: str, passage: str, starts: list[int]) -> tuple[list[int], list[int]]:
-    """For every end (exclusive) in `passage`, the nearest span that ends there: edits from `text`, and start.
-
-    Levenshtein's table, where a span may begin at any of `starts` at no cost (Sellers 1980, J. Algorithms 1):
-
-        row_i[j] = min(row_i-1[j] + 1,  row_i[j-1] + 1,  row_i-1[j-1] + (text[i] != passage[j]))
-
-    One integer, distance * scale + start, carries both, so that a minimum is the nearest, then the earliest.
-    """
-    codes, text_codes = np.array([*map(ord, passage)]), [*map(ord, text)]  # [C], [T]
-    begin, scale = np.array(starts), len(codes) + 1
-    insertions = scale * np.arange(len(codes) + 1)  # [C + 1]
-    row = np.full(len(codes) + 1, scale * (len(codes) + len(text) + 2))  # [C + 1] further than any span
-    row[begin + 1] = scale + begin  # spans of one character, against no text
-    row = np.minimum.accumulate(row - insertions) + insertions
-    for i, code in enumerate(text_codes):
-        above, replaced = row, scale * (codes != code)  # [C + 1], [C]
-        row = above + scale
-        row[1:] = np.minimum(row[1:], above[:-1] + replaced)
-        row[begin + 1] = np.minimum(row[begin + 1], scale * i + replaced[begin] + begin)  # begin here
-        row = np.minimum.accumulate(row - insertions) + insertions
-    return (row // scale).tolist(), (row % scale).tolist()
+        starts = units.starts[edges[first] + 1 : edges[first + 1] + 1]
+        ends = [end for _, last in group for end in units.ends[edges[last + 1] : edges[last + 2]]]
+        for start in reversed(starts):
+            if ends[0] - start - len(text) > best[0]:
+                break  # so many characters more are as many edits
+            distance = edits_to_beginnings(text, units.text[start : ends[-1]])
+            best = min(best, min((distance[end - start], start, end) for end in ends))
+    return best[1:]

@@ -2,15 +2,14 @@
 
 import random
 import re
-import string
 from collections import Counter
 
 import pytest
 
 from qa.evaluation.metrics import normalize_answer
 from qa.llama import grounding
-from qa.llama.grounding import Grounded, best_f1_spans, edit_table, ground, plain_best_f1_spans
-from qa.llama.units import LARGE_UNITS, cut
+from qa.llama.edits import edit_table, edits_to_beginnings
+from qa.llama.grounding import Grounded, Words, best_f1_spans, ground, plain_best_f1_spans
 
 WORDS = ["a", "an", "the", "The", "cat", "Cat", "sat", "on", "mat", "U.S", "t.he", "x–a–y", "x–t.h", "1,000",
          "(", ")", "—", ",", "energy-storage", "can't", "Ärger", "—the", "cat.", "a.n.", "中，文", "_the_",
@@ -93,10 +92,9 @@ def test_few_spans_are_scored_and_the_best_are_the_same():
     num_spans = []
     for _ in range(500):
         text, context = random_case(rng)
-        units = cut(context, LARGE_UNITS)
-        solid = [unit for unit in range(len(units)) if units.string(unit, unit).strip(string.punctuation)]
-        found = best_f1_spans(units, solid, normalize_answer(text).split())
-        assert found == plain_best_f1_spans(units, solid, normalize_answer(text).split()), (text, context)
+        words = Words(context)
+        found = best_f1_spans(words, normalize_answer(text).split())
+        assert found == plain_best_f1_spans(words, normalize_answer(text).split()), (text, context)
         num_spans.append(len(found))
     assert min(num_spans) == 0 and max(num_spans) > 3
 
@@ -153,6 +151,13 @@ def test_edit_table_finds_the_nearest_then_earliest_start():
             assert (distance[end], start[end]) == expected
 
 
+def test_edits_to_every_beginning():
+    rng = random.Random(9)
+    for _ in range(200):
+        text, passage = ("".join(rng.choices("abc\U0001F600\ud800", k=rng.randint(least, 9))) for least in (1, 0))
+        assert edits_to_beginnings(text, passage) == [levenshtein(text, passage[:end]) for end in range(len(passage) + 1)]
+
+
 @pytest.mark.parametrize("alphabet", ["().,'-b", "()—,a b", "the—.’ab", "ΑΣ’.–", "中文b。., "])
 def test_ground_matches_brute_force_in_runs_without_blanks(alphabet):
     rng = random.Random(alphabet)
@@ -173,5 +178,6 @@ def test_a_long_passage_is_normalised_in_few_parts(monkeypatch, passage, text):
     num_chars = []
     monkeypatch.setattr(grounding, "normalize_answer", lambda part: num_chars.append(len(part)) or normalize_answer(part))
     grounding._tokens.cache_clear()
+    grounding._words.cache_clear()
     ground(text, passage)
     assert len(num_chars) < 10 * len(passage) and sum(num_chars) < 500 * len(passage)
