@@ -56,7 +56,8 @@ def page(systems: list[System], questions: list[Question] | None, sources: list[
              f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {caution(systems[0])}</p>']
     if len(systems) > 1:
         parts += ["<h2>Differences</h2>", table(difference_rows(systems), looks, left=(0, 1)),
-                  '<p class="soft">In points; the intervals count the seeds, too. p: a sign-flip test by article.</p>']
+                  '<p class="soft">In points. p: a sign-flip test by article. The intervals count the spread of the '
+                  "seeds, too; p does not, so it can be small where an interval has 0 in it.</p>"]
     for name, (title, reading, _) in plots.PLOTS.items():
         parts.append(f'<h2>{title}</h2>\n<figure id="{name}">')
         try:

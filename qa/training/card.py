@@ -15,7 +15,8 @@ from qa.options import TrainOptions
 from qa.training.precision import Precision
 from qa.training.run import versions
 
-TITLES = {"bert": "BERT for extractive question answering", "lora": "LLaMA with LoRA for extractive question answering"}
+TITLES = {"bert": "An encoder with a span head, for extractive question answering",
+          "lora": "A LoRA adapter for extractive question answering"}
 
 
 def model_card(options: TrainOptions, num_questions: int, precision: Precision, recipe: str, step: int,
