@@ -43,8 +43,9 @@ def parse(cls: type, description: str, demo: dict[str, Any] | None = None,
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = functools.partial(_refuse, cls)  # argparse itself would print its usage and exit; our errors are one line
+    kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        _add_argument(parser, field, typing.get_type_hints(cls)[field.name])
+        _add_argument(parser, field, kinds[field.name])
     if bad := [word for word in (sys.argv[1:] if argv is None else argv) if word.endswith("=--")]:  # argparse stumbles over it
         raise UserError(f"{bad[0]}: no value; expected one, or leave the flag out")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
@@ -120,9 +121,9 @@ _RANGES = [
 
 def check(options: Any) -> None:
     """Raise a UserError if a value has the wrong type or is out of its range, or if two values do not go together."""
+    kinds = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
-        value, choices = getattr(options, field.name), field.metadata["choices"]
-        kind = typing.get_type_hints(type(options))[field.name]
+        value, choices, kind = getattr(options, field.name), field.metadata["choices"], kinds[field.name]
         if not isinstance(value, kind | int if kind in (float, float | None) else kind):
             raise UserError(f"{flag(field.name)} {value!r}: expected {getattr(kind, '__name__', kind)}")
         if choices and value is not None and value not in choices:

@@ -1,4 +1,5 @@
-"""What we ask of a .gguf file before transformers loads it: does it hold a LLaMA, and which tokens are its special ones?
+"""What we ask of a .gguf file before transformers loads it: does it hold a LLaMA, and which tokens are its special ones? And
+that it is parsed once.
 
 The file, in llama.cpp's format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), begins with pairs such as
 
@@ -10,6 +11,10 @@ Used by: model.py.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformers.integrations.gguf import read_gguf_metadata
@@ -34,6 +39,26 @@ def check_gguf(file: Path) -> None:
     layers, hidden, intermediate = (pairs[name] for name in SIZES)
     if 2 * layers * hidden * intermediate > 8 * file.stat().st_size:
         raise UserError(f"{file} is too short for the {layers} layers, {hidden} wide, that its header tells; copy it again")
+
+
+@contextlib.contextmanager
+def parsed_once(path: Path) -> Iterator[None]:
+    """In here transformers parses a .gguf file once, not for the configuration, the tokenizer and the weights again.
+
+    Nor does it make the table of llama.cpp's names anew for each module. A folder is left alone.
+    """
+    if not path.is_file():
+        yield
+        return
+    gguf = importlib.import_module("gguf")
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in slow.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
 
 
 def set_special_tokens(tokenizer, file: Path) -> None:

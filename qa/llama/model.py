@@ -18,7 +18,7 @@ from qa.errors import UserError
 from qa.files import make_readable
 from qa.llama.base_shards import empty_llama, fill_shards
 from qa.llama.exactness import check_exactness, sliding_window
-from qa.llama.gguf import check_gguf, set_special_tokens
+from qa.llama.gguf import check_gguf, parsed_once, set_special_tokens
 from qa.llama.lora import lora_layers, merge, unmerge
 from qa.training.distributed import Runtime
 from qa.weights import expect_reader, load_tokenizer, read_config
@@ -32,6 +32,15 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
 
     Raises UserError, naming `path`, if this is no LLaMA, or its weights or tokenizer are not those of one.
     """
+    with parsed_once(path):
+        model = _load_model(path, dtype, shared_by)
+        check_exactness(model, path)
+        tokenizer = load_llama_tokenizer(path)
+    tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py and prompt.py
+    return model, tokenizer
+
+
+def _load_model(path: Path, dtype: torch.dtype, shared_by: Runtime | None) -> PreTrainedModel:
     is_shared = shared_by is not None and shared_by.num_ranks > 1
     if path.is_file():
         if is_shared:
@@ -59,10 +68,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
             raise UserError(f"{path} {problem} weights ({len(keys)}, such as {min(keys)}); expected those of a complete "
                             f"{type(model).__name__} with its language-model head")
     _forget_packing(model)
-    check_exactness(model, path)
-    tokenizer = load_llama_tokenizer(path)
-    tokenizer.num_embeddings = model.get_input_embeddings().num_embeddings  # for end_tokens.py and prompt.py
-    return model, tokenizer
+    return model
 
 
 def load_llama_tokenizer(path: Path) -> PreTrainedTokenizerBase:

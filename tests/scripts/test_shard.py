@@ -116,8 +116,8 @@ def test_llama_resumed_to_the_bit_and_on_other_ranks_sharded_or_not(sharded, lla
     same_weights(read_run(out), llama_scripts.whole(1, *LLAMA), 1e-9)
 
 
-@pytest.mark.parametrize("ranks, decode", [pytest.param(2, "exact", marks=pytest.mark.slow), (3, "exact"),
-                                           pytest.param(3, "greedy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks, decode", [(2, "exact"), (3, "exact"), (3, "greedy")])
 def test_llama_evaluated_sharded_gives_the_same_answers(ranks, decode, llama_scripts, data_v2_file, tmp_path):
     """An adapter on its base; 14 passages, so that the ranks read unequal shares; 1 passage: two ranks have none."""
     run = llama_scripts.whole(2, *LLAMA, "--lora-dropout", "0.1").folder

@@ -37,6 +37,7 @@ def test_ranks_and_micro_batches_do_not_change_the_gradients(ranks, micro_tokens
     read_run(tmp_path / "run").assert_same_computation(one_process)
 
 
+@pytest.mark.slow
 def test_two_ranks_under_torchrun_equal_one(one_process, scripts, read_run, tmp_path):
     process = scripts.torchrun(2, tmp_path / "run", *EXACT)
     output = process.communicate(timeout=300)[0]
