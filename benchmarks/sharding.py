@@ -1,6 +1,6 @@
 """How much memory a process needs with `train_llama.py --shard`, on CPUs.
 
-    python benchmarks/sharding.py                  # 4 processes, a base of 1 GB; some minutes, and 5 GB of memory
+    python benchmarks/sharding.py                  # 4 processes, a base of 1 GB; minutes, and 5 GB of memory
 
 Trains two steps of LoRA over a base of random weights, in fp32: 36 blocks of 28 MB, 768 wide, whose tokens are bytes. Prints
 the peak memory (resident set) of each process: with the base cut over them; and, in one process, with a base of a single
@@ -50,7 +50,7 @@ def peaks(base: Path, out: Path, num_ranks: int, *flags: str) -> list[float]:
     with socket.create_server(("localhost", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", PEAK, "train_llama.py", "--model", str(base), "--train-data", "demo", "--dev-data", "none",
-               "--max-train-questions", "16", "--batch-size", "8", "--max-steps", "2", "--micro-tokens", "256",
+               "--max-train-questions", "8", "--batch-size", "4", "--max-steps", "2", "--micro-tokens", "256",
                "--gradient-checkpointing", "--precision", "fp32", "--out", str(out), *flags]
     ranks = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={
         **os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks),
