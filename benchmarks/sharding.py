@@ -5,6 +5,8 @@
 Trains two steps of LoRA over a base of random weights, in fp32: 36 blocks of 28 MB, 768 wide, whose tokens are bytes; a step
 has a short question for each process. Prints the peak memory (resident set) of one process with a base of a single block, and
 of each process with the base cut over them. The bound: a part of the base, what one process needs without the base, and 15%.
+What it needs without the base: that one process, and 16 bytes (weight, gradient, AdamW's two) for each parameter of LoRA on the
+other blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -81,8 +84,12 @@ def main() -> None:
         without = peaks(folder / "one", folder / "data.json", folder / "run-one", 1)[0]
         print(f"peak of one process with a base of one block: {without:.2f} GB", flush=True)
         sharded = peaks(folder / "base", folder / "data.json", folder / "run", args.ranks, "--shard")
+        lora = [sum(tensor.numel() for tensor in load_file(folder / run / "model/adapter_model.safetensors").values())
+                for run in ("run", "run-one")]
+    without += 16 * (lora[0] - lora[1]) / 1e9
     part = num_bytes / args.ranks / 1e9
     print(f"a base of {num_bytes / 1e9:.2f} GB over {args.ranks} processes: {part:.2f} GB each")
+    print(f"what a process needs without the base: {without:.2f} GB")
     print(f"peak of each process with --shard: {', '.join(f'{peak:.2f}' for peak in sharded)} GB; "
           f"bound {1.15 * (part + without):.2f} GB")
 

@@ -11,18 +11,25 @@ import ctypes
 import sys
 from collections.abc import Iterable
 
-# (parameter's number in malloc.h, bytes)
-SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
+# (parameter's number in malloc.h, bytes): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+KEEP = ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26))
+RETURN = ((-3, 2**16), (-1, 2**17), (-2, 0))
 
 
 def keep_freed_memory() -> None:
     """Change malloc's settings for this process; without glibc (macOS, Windows) nothing happens."""
-    _set(SETTINGS.values())
+    _set(KEEP)
 
 
 def return_freed_memory() -> None:
-    """The opposite, for --shard: weights that were gathered and dropped would else leave holes, as many as the whole model."""
-    _set([(SETTINGS["M_MMAP_THRESHOLD"][0], 2**18)])
+    """The opposite, for --shard: weights that were gathered and dropped would else leave holes, as many as the whole model.
+
+    What is free by now is returned, too.
+    """
+    _set(RETURN)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _set(settings: Iterable[tuple[int, int]]) -> None:

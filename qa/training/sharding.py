@@ -44,6 +44,8 @@ def shard(model: nn.Module, runtime: Runtime) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # a sum over the ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)
+        if runtime.device.type == "cpu":
+            module.set_modules_to_backward_prefetch([module])  # none but itself: with nothing to overlap, it only takes memory
         if not any(parameter.is_meta for parameter in module.parameters()):
             module.unshard()  # FSDP makes its buffers at the first pass; made in inference mode, they could not be trained with
             module.reshard()
