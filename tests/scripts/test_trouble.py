@@ -77,6 +77,37 @@ if os.environ["RANK"] == "1":
     assert first.startswith("error: another rank has ended, and its own line says why")
 
 
+def test_nan_on_another_rank_stops_all_with_one_line(scripts, read_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(scripts, "before", """import os, qa.bert.model as model
+span_loss = model.span_loss
+if os.environ["RANK"] == "1":
+    model.span_loss = lambda *scores: span_loss(*scores) * float("nan")""")
+    job = scripts.start(tmp_path / "run", ranks=2)
+    ended = job.wait()
+    assert ended.status == 1 and ended.last_line.startswith("stopped before the update of step 1: loss nan")
+    assert "Traceback" not in ended.err and (job.folders[1] / "stderr").read_text() == ""
+    assert (job.folders[1] / "status").read_text() == "1" and read_run(tmp_path / "run").steps() == []
+
+
+def test_the_first_rank_of_each_node_asks_the_hub_and_the_others_find_its_files(scripts, tmp_path):
+    """Two nodes of two ranks. A file stands for a node's cache."""
+    (tmp_path / "ask.py").write_text("""import os, pathlib, sys, time
+from qa.training import distributed
+runtime = distributed.start()
+cache = pathlib.Path(sys.argv[1], f"cache-{runtime.rank // 2}")
+with distributed.first_of_each_node(runtime):
+    found = cache.exists()
+    time.sleep(0.0 if found else 0.5)
+    cache.touch()
+print("found" if found else "asked")
+distributed.finish(runtime)
+""")
+    before = "import os; os.environ['LOCAL_RANK'] = str(int(os.environ['RANK']) % 2)"
+    job = scripts.server.launch([str(tmp_path / "ask.py"), str(tmp_path)], 4, before)
+    assert job.wait().status == 0
+    assert [(folder / "stdout").read_text() for folder in job.folders] == ["asked\n", "found\n", "asked\n", "found\n"]
+
+
 @pytest.mark.parametrize("script", ["train_bert.py", "evaluate.py"])
 def test_ctrl_c_while_the_imports_run(script):
     process = subprocess.Popen([sys.executable, "-v", script], cwd=ROOT, text=True, stderr=subprocess.PIPE)
