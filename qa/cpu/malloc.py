@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
 
 # (parameter's number in malloc.h, bytes): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 KEEP = ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26))
@@ -18,7 +17,8 @@ RETURN = ((-3, 2**16), (-1, 2**17), (-2, 0))
 
 def keep_freed_memory() -> None:
     """Change malloc's settings for this process; without glibc (macOS, Windows) nothing happens."""
-    _set(KEEP)
+    for parameter, num_bytes in KEEP:
+        _call("mallopt", parameter, num_bytes)
 
 
 def return_freed_memory() -> None:
@@ -26,14 +26,12 @@ def return_freed_memory() -> None:
 
     What is free by now is returned, too.
     """
-    _set(RETURN)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    for parameter, num_bytes in RETURN:
+        _call("mallopt", parameter, num_bytes)
+    _call("malloc_trim", 0)
 
 
-def _set(settings: Iterable[tuple[int, int]]) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, num_bytes in settings:
-            mallopt(parameter, num_bytes)
+def _call(name: str, *arguments: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
