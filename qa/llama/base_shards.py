@@ -58,11 +58,9 @@ def _files(folder: Path) -> set[Path]:
 
 def _read_rows(parameter: nn.Parameter, path: Path, key: str, runtime: Runtime) -> None:
     """This rank's rows of a weight. With 10 rows and 4 ranks: 3, 3, 3, 1."""
-    rows, num_rows = parameter.to_local(), -(-len(parameter) // runtime.num_ranks)
     with safe_open(path, "pt") as file:  # for one weight at a time: what was read counts as this process's memory until then
-        stored = file.get_slice(key)
-        if stored.get_shape() != list(parameter.shape):
-            raise ValueError(f"{key} has the shape {stored.get_shape()}, expected {list(parameter.shape)}")
-        if len(rows):
-            begin = runtime.rank * num_rows
-            rows.copy_(stored[begin : begin + len(rows)])
+        stored = file.get_tensor(key)  # of the disk, not yet in memory
+        if stored.shape != parameter.shape:
+            raise ValueError(f"{key} has the shape {list(stored.shape)}, expected {list(parameter.shape)}")
+        for rows in stored.chunk(runtime.num_ranks)[runtime.rank:][:1]:  # none, if there are fewer rows than ranks
+            parameter.to_local().copy_(rows)

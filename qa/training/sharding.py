@@ -57,13 +57,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gather(tensors: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
-    """The whole tensors, gathered one after another: rank 0 has all, on the CPU where they were cut; the others have none."""
-    gathered = {}
-    for name, tensor in tensors.items():
-        value = whole(tensor)
-        if runtime.is_main:
-            gathered[name] = value if value is tensor else value.cpu()
-    return gathered
+    """The whole tensors, gathered one after another: rank 0 has all, on the CPU; the others have none."""
+    gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu() for name, tensor in gathered if runtime.is_main}
 
 
 def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
