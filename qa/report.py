@@ -4,6 +4,7 @@
     python -m qa.report eval-a eval-b --data dev-v1.1.json --out report.html   # folders that evaluate.py wrote
     python -m qa.report runs/* --markdown                                      # prints the tables
     python -m qa.report runs/* --figures figures                               # the plots as SVG files
+    python -m qa.report "BERT, long=runs/a" runs/b --out report.html           # one with a name of yours
 
 Runs whose options are the same except the seed are one system. All evaluations must be of the same questions. The plots need
 matplotlib: pip install -r requirements-report.txt.

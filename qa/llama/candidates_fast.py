@@ -88,9 +88,10 @@ def _encode_words(template: PromptTemplate, units: Units, firsts: Iterable[int],
     """
     pairs = [(first, last) for first in firsts for last in range(first, stops[first])]
     texts = [("" if begin else _space_before(units, first)) + answer_string(units, first, last) for first, last in pairs]
-    encoded = zip(pairs, template.encode_within_answer(texts, begin), strict=True)
-    return {first: _make_word([(last, ids) for (_, last), ids in group], units)
-            for first, group in itertools.groupby(encoded, key=lambda pair: pair[0][0])}
+    different = list(dict.fromkeys(texts))  # a passage has many a word several times
+    encoded = dict(zip(different, template.encode_within_answer(different, begin), strict=True))
+    return {first: _make_word([(last, encoded[text]) for (_, last), text in group], units)
+            for first, group in itertools.groupby(zip(pairs, texts, strict=True), key=lambda pair: pair[0][0])}
 
 
 def _make_word(parts: list[tuple[int, list[int]]], units: Units) -> Word:
@@ -120,7 +121,7 @@ def _make_rows(first: int, word: Word, chain: Chain, place: int, most: int) -> I
     room = most - len(word.tokens)
     end = place + max(room, 0)
     tokens, lasts = word.tokens + chain.tokens[place:end], word.lasts + chain.lasts[place:end]
-    length = max((number for number, last in enumerate(lasts[:most], start=1) if last != NO_END), default=0)
+    length = next((number for number in range(min(len(lasts), most), 0, -1) if lasts[number - 1] != NO_END), 0)
     if length:
         yield Row(tokens[:length], first, lasts[:length])
     yield from (row_of_one(ids, first, last) for last, ids in word.others if len(ids) <= most)

@@ -58,6 +58,9 @@ class Evaluation:
         fields = [field.name for field in dataclasses.fields(FAMILIES[self.options["kind"]][1]) if not field.metadata["free"]]
         return {"kind": self.options["kind"], **{name: self.options.get(name) for name in fields}, "seed": None, **settings}
 
+    def default_label(self) -> str:
+        return FAMILIES[self.options["kind"]][0] if self.run else Path(self.identity()["model"]).name
+
     def read_run(self, name: str, schema: dict | None = None) -> Any:
         """A JSON file of the run's folder; {} if it is not there, as in a run of an older version."""
         path = self.run / name if self.run else None
@@ -108,14 +111,20 @@ class System:
 
 
 def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
-    """The systems, curve by curve and there by size, all on the same questions in the same order; and warnings."""
+    """The systems, curve by curve and there by size, all on the same questions in the same order; and warnings.
+
+    paths: folders, or NAME=FOLDER, which names the system.
+    """
     evaluations: dict[Path, Evaluation] = {}
+    names: dict[int, str] = {}  # id of an evaluation -> what the user calls its system
     warnings, first = [], None
-    for path in map(Path, paths):
+    for text in paths:
+        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        path = Path(path)
         folder = path / "evaluation" if (path / "evaluation" / "per_question.json").is_file() else path
         if (folder / "per_question.json").is_file():
             evaluations[folder.resolve()] = evaluation = read_evaluation(folder, first)
-            first = first or evaluation
+            first, names[id(evaluation)] = first or evaluation, name
         elif (path / "options.json").is_file():
             warnings.append(f"{path} is left out: a run without evaluation/; evaluate.py --ckpt {path} --out {path}/evaluation "
                             "makes it")
@@ -130,7 +139,7 @@ def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations.values():
         groups.setdefault(json.dumps(evaluation.identity(), sort_keys=True), []).append(evaluation)
-    systems = [System(group, FAMILIES[group[0].options["kind"]][0] if group[0].run else Path(group[0].identity()["model"]).name,
+    systems = [System(group, next(filter(None, (names[id(run)] for run in group)), group[0].default_label()),
                       group[0].num_trained_on()) for group in groups.values()]
     tell_apart(systems)
     find_curves(systems)

@@ -66,6 +66,13 @@ def test_options_tell_systems_of_one_size_apart(tmp_path, small_squad_file):
     assert plots.look(systems[0])["color"] != plots.look(systems[1])["color"]
 
 
+def test_a_system_has_the_name_that_the_user_gives_it(runs, tmp_path):
+    systems, _ = read_systems((f"baseline={runs['bert-10-0']}", str(runs["bert-10-1"]), f"a=b={runs['lora-10-0']}"))
+    assert [(system.label, len(system.evaluations)) for system in systems] == [("baseline", 2), ("a=b", 1)]
+    (tmp_path / "lr=1").symlink_to(runs["bert-10-0"])
+    assert read_systems((str(tmp_path / "lr=1"),))[0][0].label == "BERT"  # a folder of that name comes first
+
+
 def test_an_evaluation_elsewhere_finds_its_run(runs, tmp_path):
     (runs["bert-10-1"] / "evaluation").rename(tmp_path / "elsewhere")
     systems, _ = read_systems((str(runs["bert-10-0"]), str(tmp_path / "elsewhere")))
@@ -266,6 +273,7 @@ def test_matplotlib_is_imported_by_the_plots_alone_and_missing_it_is_one_line(ru
 BAD = {
     "no evaluation there": lambda runs, tmp: [tmp],
     "no such folder": lambda runs, tmp: [runs["bert-10-0"], tmp / "typo"],
+    "/typo: no such folder": lambda runs, tmp: [f"BERT={tmp}/typo"],
     "nothing to report": lambda runs, tmp: [],
     "nothing to make": lambda runs, tmp: [runs["bert-10-0"]],
     "cannot be read": lambda runs, tmp: [runs["bert-10-0"], "--markdown", "--data", tmp / "no.json"],
