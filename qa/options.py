@@ -196,7 +196,7 @@ class AskOptions(ReadingOptions):
 class ReportOptions:
     """qa/report.py: evaluations side by side."""
 
-    folders: tuple = option((), "runs with a folder evaluation/, or what evaluate.py wrote; NAME=FOLDER names it", positional=True)
+    folders: tuple = option((), "runs with evaluation/, or what evaluate.py wrote; NAME=FOLDER names a system", positional=True)
     out: str | None = option(None, "the page to write, such as report.html")
     data: str | None = option(None, DATA_HELP + "; of the evaluations, for passages and gold answers (default: the file that "
                               "the first one names, if it is here)")
