@@ -138,7 +138,6 @@ def check(options: Any) -> None:
         raise UserError("--resume auto: expected --out, so that it is the same run each time; name the run's folder")
     if getattr(options, "shots", 0) and options.prompt != "engineered":
         raise UserError("--shots: the plain prompt shows no examples; use --prompt engineered")
-    if getattr(options, "shard", False) and getattr(options, "compile", False):
-        raise UserError("--shard and --compile do not work together; give one of the two")
-    if getattr(options, "shard", False) and getattr(options, "merge_into", None):
-        raise UserError("--merge-into: with --shard no process has all weights to merge; leave --shard out")
+    for other in ("compile", "merge_into") if getattr(options, "shard", False) else ():
+        if getattr(options, other, None):
+            raise UserError(f"--shard and {flag(other)} do not work together; give one of the two")
