@@ -156,6 +156,6 @@ def test_what_cannot_be_sharded_is_refused_in_one_line(scripts, llama_scripts, t
             (scripts.train(tmp_path / "run", "--shard", "--compile", status=2), "--shard and --compile do not work together"),
             (llama_scripts.train(tmp_path / "run", "--shard", "--model", str(tmp_path / "base.gguf"), ranks=2, status=2),
              "is a .gguf file"),
-            (llama_scripts.evaluate(*evaluate, str(run), "--merge-into", str(tmp_path / "m"), status=2), "--merge-into: with"),
+            (llama_scripts.evaluate(*evaluate, str(run), "--merge-into", str(tmp_path / "m"), status=2), "--shard and --merge-into"),
             (llama_scripts.evaluate(*evaluate, str(tiny_bert_folder), status=2), "--shard has no effect")):
         assert line in ended.last_line and "Traceback" not in ended.err
