@@ -29,8 +29,8 @@ from qa.errors import UserError
 MANIFEST = "manifest.json"
 
 
-def check_out(folder: Path | str) -> None:
-    """Refuse an --out that files cannot be written to, before anything is computed."""
+def check_out(folder: Path | str, flag: str = "--out") -> None:
+    """Refuse a folder that files cannot be written to, before anything is computed."""
     for path in (Path(folder), *Path(folder).absolute().parents):
         try:
             path.stat()
@@ -42,7 +42,7 @@ def check_out(folder: Path | str) -> None:
         except (OSError, ValueError) as error:  # a link to itself, too long a name, a NUL in it
             kind = f"is no name for a folder ({getattr(error, 'strerror', error)})"
         if kind:
-            raise UserError(f"--out {folder}: {path} {kind}; expected a folder or a new name")
+            raise UserError(f"{flag} {folder}: {path} {kind}; expected a folder or a new name")
         return
 
 

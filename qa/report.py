@@ -37,8 +37,11 @@ def main() -> None:
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name}, which draws the plots, is missing: pip install -r requirements-report.txt; or give "
                             "--markdown alone, which needs none") from None
-    for path in filter(None, (options.figures, options.out and Path(options.out).parent)):
-        check_out(path)
+    for name, path in (("--figures", options.figures), ("--out", options.out and Path(options.out).parent)):
+        if path:
+            check_out(path, name)
+    if options.out and Path(options.out).is_dir():
+        raise UserError(f"--out {options.out}: is a folder; expected the name of the page, such as {options.out}/report.html")
     systems, warnings = read_systems(options.folders)
     questions = read_questions(options.data, systems)
     for line in warnings:
@@ -52,7 +55,7 @@ def main() -> None:
             print(f"no {name}.svg: {reason}", file=sys.stderr)
     if options.markdown:
         tables = [markdown(rows) for rows in (system_rows(systems), difference_rows(systems)) if len(rows) > 1]
-        print(*tables, caution(systems[0]), sep="\n\n")
+        print(*tables, " ".join(caution(systems)), sep="\n\n")
 
 
 def read_questions(data: str | None, systems: list[System]) -> list[Question] | None:

@@ -71,7 +71,7 @@ def check_results_folder(folder: Path | str) -> None:
 def identity(ckpt: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Two evaluations are the same if these are equal: model (left out where it is a folder), data, typed options."""
     values = {"ckpt": "" if Path(ckpt).is_dir() else ckpt, "data": data, **settings}
-    return {name: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    return {name: str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
             for name, value in values.items()}
 
 

@@ -31,8 +31,8 @@ p, figcaption { max-width: 44rem; } .soft, figcaption { color: var(--soft); font
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; }
-td:first-child, th:first-child, .left { text-align: left; }
-.swatch { display: inline-block; width: 1.1em; }
+td:first-child, th:first-child, .left { text-align: left; } td.left:nth-child(11) { white-space: normal; min-width: 16rem; }
+.swatch { display: inline-block; width: 1.25em; }
 figure { margin: .5rem 0 0; } figure svg { display: block; width: 100%; max-width: 52rem; height: auto; }
 .none { border-left: 3px solid var(--line); padding-left: .75rem; color: var(--soft); }
 article { border-top: 1px solid var(--line); padding: 1rem 0; }
@@ -48,16 +48,15 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 def page(systems: list[System], questions: list[Question] | None, sources: list[str]) -> str:
     first = systems[0].evaluations[0]
     data, num_runs = str(first.conditions.get("data", "")), sum(len(system.evaluations) for system in systems)
-    looks = {system.label: plots.look(system) for system in systems}
+    looks, notes = {system.label: plots.look(system) for system in systems}, caution(systems)
     parts = [f"<h1>Extractive question answering: {counted(len(systems), 'system')}</h1>",
              f'<p class="soft">{counted(num_runs, "evaluation")} on the same {counted(len(first.titles), "question")}'
              f"{' of ' + escape(data) if data else ''}{', a sample' if first.conditions.get('sample') else ''}</p>",
-             "<h2>Systems</h2>", table(system_rows(systems), looks, left=(0, 2)),
-             f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {caution(systems[0])}</p>']
+             "<h2>Systems</h2>", table(system_rows(systems), looks, left=(0, 10)),
+             f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {notes[0]}</p>']
     if len(systems) > 1:
         parts += ["<h2>Differences</h2>", table(difference_rows(systems), looks, left=(0, 1)),
-                  '<p class="soft">In points. p: a sign-flip test by article. The intervals count the spread of the '
-                  "seeds, too; p does not, so it can be small where an interval has 0 in it.</p>"]
+                  f'<p class="soft">In points. {" ".join(notes[1:])}</p>']
     for name, (title, reading, _) in plots.PLOTS.items():
         parts.append(f'<h2>{title}</h2>\n<figure id="{name}">')
         try:
@@ -88,7 +87,7 @@ def differing(systems: list[System], questions: list[Question] | None) -> str:
     runs = {system.label: system.evaluations[0] for system in systems} if len(systems) > 1 else {
         f"seed {run.options.get('seed', number)}": run for number, run in enumerate(systems[0].evaluations)}
     if len(runs) != 2:
-        return f'<p class="none">This is for exactly two systems, or two seeds of one; here are {len(runs)}.</p>'
+        return f'<p class="none">This is for exactly two systems, or two seeds of one, not for {len(runs)}.</p>'
     if questions is None:
         return '<p class="none">This needs the questions and their passages: give --data FILE.</p>'
     f1, exact = (np.stack([run.scores[name] for run in runs.values()]) for name in ("f1", "exact"))  # [2, N] each

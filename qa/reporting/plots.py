@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from qa.data.squad import counted
 from qa.evaluation.calibration import NUM_BINS, calibration_error, coverage_area
 from qa.evaluation.metrics import question_scores, threshold_curves
-from qa.evaluation.significance import FIGURES
+from qa.evaluation.significance import FIGURES, interval
 from qa.reporting.questions import Question, best_spans, breakdowns
 from qa.reporting.systems import FAMILIES, System
 
@@ -64,19 +64,29 @@ def learning_curves(systems: list[System], questions: list[Question] | None) -> 
     figure, lines = Figure((7.2, 3.4)), {}
     for axes, (name, key) in zip(figure.subplots(1, 2, sharey=True), FIGURES.items(), strict=True):
         for curve in curves.values():
-            colour, label = look(curve[0])["color"], curve[0].label.partition(f", {counted(curve[0].size, 'question')}")[0]
-            axes.plot([system.size for system in curve], [100 * system.scores(key).mean() for system in curve], color=colour)
+            colour, titles = look(curve[0])["color"], list(curve[0].evaluations[0].titles.values())
+            sizes, found = [system.size for system in curve], [interval(system.scores(key), titles) for system in curve]
+            axes.plot(sizes, [one.estimate for one in found], color=colour)
+            if len(curve) > 1:
+                axes.fill_between(sizes, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.1)
             for system in curve:
                 of_seeds = 100 * system.scores(key).mean(axis=1)
                 axes.plot([system.size] * len(of_seeds), of_seeds, **{**look(system), "linestyle": ""}, alpha=0.7)
-            lines[label] = {"color": colour}
+            lines[curve_label(curve)] = {"color": colour}
         sizes = sorted({system.size for curve in curves.values() for system in curve})
         axes.set(xscale="log", xlabel="training questions (logarithmic)", ylabel=f"{name} (%)")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
+        axes.tick_params(labelleft=True)
     axes.set_ylim(bottom=0)  # of both
     legend(figure, lines)
     return figure
+
+
+def curve_label(curve: list[System]) -> str:
+    """ "BERT" of "BERT, 250 questions" and "BERT, 1,000 questions"; of names that the user gave, the first and the last."""
+    labels = [system.label.replace(f", {counted(system.size, 'question')}", "") for system in curve]
+    return labels[0] if len(set(labels)) == 1 else f"{labels[0]} … {labels[-1]}"
 
 
 def loss_curves(systems: list[System], questions: list[Question] | None) -> Figure:
@@ -143,7 +153,7 @@ def confidences(systems: list[System], questions: list[Question] | None) -> Figu
         draw(coverage, 100 * answered / len(answered), 100 * np.mean(shares, axis=0), system)
         error, area = (np.mean([measure(*seed) for seed in seeds]) for measure in (calibration_error, coverage_area))
         looks[f"{system.label}: ECE {error:.3f}, area {area:.1f}"] = look(system)
-    reliability.set(title="Reliability", xlabel="confidence (mean of a tenth)", ylabel="right answers (EM, %)", xlim=(0, 1),
+    reliability.set(title="Reliability", xlabel="confidence (mean of each tenth)", ylabel="right answers (EM, %)", xlim=(0, 1),
                     ylim=(0, 100))
     coverage.set(title="Coverage", xlabel="answered, most confident first (%)", ylabel="right among them (EM, %)",
                  xlim=(0, 100), ylim=(0, 101))
@@ -178,7 +188,8 @@ def legend(figure: Figure, looks: dict[str, dict]) -> None:
 
 
 PLOTS = {  # name of the file: title, how to read it, the function
-    "learning-curves": ("Learning curves", "A point is one seed; the line goes through the means.", learning_curves),
+    "learning-curves": ("Learning curves", "A point is one seed; the line goes through the means. The band: 95% "
+                        "intervals by article.", learning_curves),
     "loss": ("Training loss", "A line is one run. The losses of two families cannot be compared.", loss_curves),
     "no-answer-threshold": ("No-answer threshold (v2.0)", "A question with a no-answer score above it gets no answer. "
                             "Vertical: the threshold in use. The first seed of each system.", no_answer_thresholds),

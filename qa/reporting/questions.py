@@ -1,6 +1,6 @@
 """Single questions: the groups of the breakdowns, and what is marked in a passage.
 
-    breakdowns   "who", "when"; an answer of "4–5 words"; the annotators' answers "all the same": group -> questions
+    breakdowns   "who", "when"; an answer of "4–5 words"; the annotators "all agree": group -> questions
     segments     a passage, cut where a mark begins or ends
 
 Used by: plots.py (breakdowns), page.py (the questions where two systems differ).
@@ -27,7 +27,7 @@ SAME_WORD = {"whose": "who", "whom": "who", "how much": "how many"}
 ANSWER_WORDS = {1: "1 word", 2: "2 words", 3: "3 words", 5: "4–5 words", 10: "6–10 words", math.inf: "over 10 words"}  # up to
 PASSAGE_WORDS = {74: "under 75 words", 99: "75–99 words", 124: "100–124 words", 149: "125–149 words", 199: "150–199 words",
                  math.inf: "200 words or more"}
-AGREEMENT = ("all the same", "most the same", "no majority", "only one answer")
+AGREEMENT = ("all agree", "most agree", "no majority", "only one answer")
 NO_ANSWER = "no answer"
 AROUND = 300  # characters shown before the first mark and after the last one
 

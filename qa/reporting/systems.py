@@ -90,6 +90,8 @@ class Evaluation:
         path = self.run / "log.jsonl" if self.run else None
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path and path.is_file() else []
         events = [json.loads(line) for line in lines if line.startswith('{"event": "step"') and line.endswith("}")]
+        for event in events:
+            check_fields(event, path, {"step": whole(0), "loss": number(-1e38)})
         return sorted({event["step"]: event for event in events}.values(), key=lambda event: event["step"])
 
 
@@ -113,37 +115,49 @@ class System:
 def read_systems(paths: tuple[str, ...]) -> tuple[list[System], list[str]]:
     """The systems, curve by curve and there by size, all on the same questions in the same order; and warnings.
 
-    paths: folders, or NAME=FOLDER, which names the system.
+    paths: folders, or NAME=FOLDER: the folders with one name are one system, of several seeds.
     """
-    evaluations: dict[Path, Evaluation] = {}
-    names: dict[int, str] = {}  # id of an evaluation -> what the user calls its system
+    evaluations: dict[Path, tuple[str, Evaluation]] = {}
     warnings, first = [], None
     for text in paths:
         name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
         path = Path(path)
         folder = path / "evaluation" if (path / "evaluation" / "per_question.json").is_file() else path
         if (folder / "per_question.json").is_file():
-            evaluations[folder.resolve()] = evaluation = read_evaluation(folder, first)
-            first, names[id(evaluation)] = first or evaluation, name
+            known, evaluation = evaluations.setdefault(folder.resolve(), (name, read_evaluation(folder, first)))
+            if known != name:
+                raise UserError(f"{folder} has two names, {known!r} and {name!r}; give it once")
+            first = first or evaluation
         elif (path / "options.json").is_file():
-            warnings.append(f"{path} is left out: a run without evaluation/; evaluate.py --ckpt {path} --out {path}/evaluation "
-                            "makes it")
+            missing = (f"without evaluation/; python evaluate.py --ckpt {path} --data FILE --out {path}/evaluation makes it"
+                       if (path / "finished.json").is_file() else "that is not finished")
+            warnings.append(f"{path} is left out: a run {missing}")
         elif path.is_dir():
-            warnings.append(f"{path} is left out: no evaluation there (no per_question.json)")
+            warnings.append(f"{path} is left out: no evaluation there (per_question.json); of a folder of runs give {path}/*")
         else:
             raise UserError(f"{path}: no such folder; expected one that evaluate.py wrote on data with answers, or a run with "
                             "such a folder evaluation/")
     if first is None:
         raise UserError("; ".join(["nothing to report: no folder with an evaluation, as evaluate.py writes it on data with "
                                    "answers", *warnings]))
-    groups: dict[str, list[Evaluation]] = {}
-    for evaluation in evaluations.values():
-        groups.setdefault(json.dumps(evaluation.identity(), sort_keys=True), []).append(evaluation)
-    systems = [System(group, next(filter(None, (names[id(run)] for run in group)), group[0].default_label()),
-                      group[0].num_trained_on()) for group in groups.values()]
+    systems = make_systems(list(evaluations.values()))
     tell_apart(systems)
     find_curves(systems)
     return sorted(systems, key=lambda system: (system.curve, -system.place)), warnings
+
+
+def make_systems(evaluations: list[tuple[str, Evaluation]]) -> list[System]:
+    """Evaluations with one name are a system, and so are those without a name that have one identity."""
+    systems: dict[str, System] = {}
+    for name, new in evaluations:
+        system = systems.setdefault(name or json.dumps(new.identity(), sort_keys=True),
+                                    System([], name or new.default_label(), new.num_trained_on()))
+        for old in system.evaluations:
+            if new.run and new.identity() == old.identity() and new.options.get("seed") == old.options.get("seed"):
+                raise UserError(f"{old.folder} and {new.folder} are of the same training, not of two seeds; give one, or "
+                                "a name to each (A=FOLDER B=FOLDER)")
+        system.evaluations.append(new)
+    return list(systems.values())
 
 
 def read_evaluation(folder: Path, first: Evaluation | None) -> Evaluation:

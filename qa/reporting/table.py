@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from qa.data.squad import counted
-from qa.evaluation.significance import FIGURES, MIN_ARTICLES, Interval, article_sums, difference, interval, sign_flip_p
+from qa.evaluation.significance import (
+    FIGURES,
+    MIN_ARTICLES,
+    NUM_DRAWN,
+    Interval,
+    article_sums,
+    difference,
+    interval,
+    sign_flip_p,
+)
 from qa.options import flag
 from qa.reporting.systems import System
 
@@ -26,10 +35,10 @@ Rows = list[list[str]]  # the first one has the names of the columns
 def system_rows(systems: list[System]) -> Rows:
     """The systems in their order."""
     figures = [name for figure in FIGURES for name in (figure, "95% interval")]
-    rows = [["System", "Training questions", "Recipe", "Seeds", *figures, "Trained parameters", "Training time", "Speed"]]
+    rows = [["System", "Seeds", *figures, "Training questions", "Trained parameters", "Training time", "Speed", "Recipe"]]
     for system in systems:
         first, titles = system.evaluations[0], list(system.evaluations[0].titles.values())
-        row = [system.label, f"{system.size:,}" if system.size else NONE, recipe(system), str(len(system.evaluations))]
+        row = [system.label, str(len(system.evaluations))]
         for key in FIGURES.values():
             scores = system.scores(key)  # [S, N]
             found, of_seeds = interval(scores, titles), 100 * scores.mean(axis=1)
@@ -37,7 +46,8 @@ def system_rows(systems: list[System]) -> Rows:
         count = first.num_trained_parameters()
         times = [seconds for run in system.evaluations if (seconds := run.train_seconds()) is not None]
         time = duration(statistics.fmean(times)) if times else NONE
-        rows.append([*row, f"{count:,}" if count else NONE, time, speed(system)])
+        size = f"{system.size:,}" if system.size else NONE
+        rows.append([*row, size, f"{count:,}" if count else NONE, time, speed(system), recipe(system)])
     return rows
 
 
@@ -94,11 +104,19 @@ def difference_rows(systems: list[System]) -> Rows:
     return rows
 
 
-def caution(system: System) -> str:
-    """What the intervals are worth."""
-    articles = len(set(system.evaluations[0].titles.values()))
-    return (f"Intervals and p are by article: there are {counted(articles, 'article')}"
-            + (f". That is fewer than {MIN_ARTICLES}, so they mean little." if articles < MIN_ARTICLES else "."))
+def caution(systems: list[System]) -> list[str]:
+    """What the intervals are worth; and what p is, if there is one."""
+    num_articles = len(set(systems[0].evaluations[0].titles.values()))
+    few = f" That is fewer than {MIN_ARTICLES}, so they mean little." if num_articles < MIN_ARTICLES else ""
+    lines = [f"Intervals and p are by article: there {'is' if num_articles == 1 else 'are'} {counted(num_articles, 'article')}."
+             + few]
+    if len(systems) > 1:
+        least = max(2.0 ** (1 - num_articles), 1 / (NUM_DRAWN + 1))
+        lines.append(f"p is of a sign-flip test, here at least {least:.2g}, and not corrected for the number of comparisons. "
+                     "The intervals count the spread of the seeds, too; p does not, so the two may disagree.")
+    if len(systems) > MAX_ALL_PAIRS:
+        lines.append("Each system is compared with the best one alone, which was found on the same questions.")
+    return lines
 
 
 def markdown(rows: Rows) -> str:

@@ -6,6 +6,7 @@ more than 200.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -116,6 +117,9 @@ def test_best_candidate_on_held_out_articles_makes_the_grid(monkeypatch, tmp_pat
 def test_list_has_a_command_for_each_candidate_and_then_for_each_run(monkeypatch, tmp_path, squad_folder, capsys):
     study, out = load_study(), tmp_path / "a folder"
     monkeypatch.setattr(sys, "argv", ["study", "--data-dir", str(squad_folder), "--out", str(out), "--list"])
+    fcntl.flock(lock := open(tmp_path / "lock", "w"), fcntl.LOCK_EX)  # of the study, that runs: a list does not wait for it
+    out.mkdir()
+    (out / "lock").symlink_to(lock.name)
     study.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all("--max-steps" in line and " && python evaluate.py " in line for line in lines)
@@ -126,6 +130,13 @@ def test_list_has_a_command_for_each_candidate_and_then_for_each_run(monkeypatch
             (folder / path).write_text(json.dumps(value))
     study.main()
     assert len(capsys.readouterr().out.splitlines()) == 13
+
+
+def test_data_that_is_not_there_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        load_study().main()
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: --data-dir {tmp_path}: lacks train-v1.1.json")
 
 
 @pytest.mark.slow

@@ -237,6 +237,16 @@ def test_other_data_of_the_same_name_does_not_share_a_folder(tmp_path):
     assert len(set(folders)) == 6
 
 
+def test_an_evaluation_is_the_same_from_wherever_it_is_made(tmp_path, monkeypatch):
+    """A model's folder stands as "": not as the folder where the command was given."""
+    found = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        found.append(identity(str(tmp_path), "demo", {}))
+    assert found == [{"ckpt": "", "data": "demo"}] * 2
+
+
 def test_two_models_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = default_folder("meta-llama/Llama-3.2-1B", "demo", {})

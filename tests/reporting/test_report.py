@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -67,8 +68,9 @@ def test_options_tell_systems_of_one_size_apart(tmp_path, small_squad_file):
 
 
 def test_a_system_has_the_name_that_the_user_gives_it(runs, tmp_path):
-    systems, _ = read_systems((f"baseline={runs['bert-10-0']}", str(runs["bert-10-1"]), f"a=b={runs['lora-10-0']}"))
-    assert [(system.label, len(system.evaluations)) for system in systems] == [("baseline", 2), ("a=b", 1)]
+    named = (f"long={runs['bert-10-0']}", str(runs["bert-10-1"]), f"a=b={runs['lora-10-0']}", f"long={runs['bert-10-2']}")
+    systems, _ = read_systems(named)
+    assert {(system.label, len(system.evaluations)) for system in systems} == {("long", 2), ("BERT", 1), ("a=b", 1)}
     (tmp_path / "lr=1").symlink_to(runs["bert-10-0"])
     assert read_systems((str(tmp_path / "lr=1"),))[0][0].label == "BERT"  # a folder of that name comes first
 
@@ -149,7 +151,7 @@ def test_question_word(text, word):
 
 
 @pytest.mark.parametrize("golds, length, agreement", [
-    (("a b", "The a b", "a b."), "2 words", "all the same"), (("x", "x", "y"), "1 word", "most the same"),
+    (("a b", "The a b", "a b."), "2 words", "all agree"), (("x", "x", "y"), "1 word", "most agree"),
     (("x y z w", "y"), "4–5 words", "no majority"), (("1 2 3 4 5 6",), "6–10 words", "only one answer"),
     ((), "no answer", "no answer"), (("w " * 11,), "over 10 words", "only one answer")])
 def test_answer_length_and_agreement(golds, length, agreement):
@@ -267,12 +269,18 @@ def test_matplotlib_is_imported_by_the_plots_alone_and_missing_it_is_one_line(ru
     assert run_report(monkeypatch, runs["bert-10-0"], "--out", tmp_path / "x.html") == 2
     assert "pip install -r requirements-report.txt" in capsys.readouterr().err
     assert run_report(monkeypatch, runs["bert-10-0"], "--markdown") == 0
-    assert "| BERT | 10 |" in capsys.readouterr().out
+    assert "| BERT | 1 |" in capsys.readouterr().out
 
 
 BAD = {
     "no evaluation there": lambda runs, tmp: [tmp],
     "no such folder": lambda runs, tmp: [runs["bert-10-0"], tmp / "typo"],
+    "are of the same training": lambda runs, tmp: [runs["bert-10-0"], shutil.copytree(runs["bert-10-0"], tmp / "copy")],
+    "has two names, 'a' and 'b'": lambda runs, tmp: [f"a={runs['bert-10-0']}", f"b={runs['bert-10-0']}"],
+    "of a folder of runs give": lambda runs, tmp: [runs["bert-10-0"].parent],
+    "loss is missing": lambda runs, tmp: [spoil(runs["bert-10-0"], '"loss"', '"lost"', "log.jsonl")],
+    "is a folder; expected the name": lambda runs, tmp: [runs["bert-10-0"], "--markdown", "--out", runs["bert-10-0"]],
+    "error: --figures": lambda runs, tmp: [runs["bert-10-0"], "--markdown", "--figures", runs["bert-10-0"] / "options.json"],
     "/typo: no such folder": lambda runs, tmp: [f"BERT={tmp}/typo"],
     "nothing to report": lambda runs, tmp: [],
     "nothing to make": lambda runs, tmp: [runs["bert-10-0"]],
@@ -304,4 +312,4 @@ def test_a_run_that_is_not_evaluated_is_left_out_with_a_warning(runs, tmp_path, 
     (runs["bert-10-1"] / "evaluation/per_question.json").unlink()
     assert run_report(monkeypatch, runs["bert-10-0"], runs["bert-10-1"], "--markdown") == 0
     shown = capsys.readouterr()
-    assert "warning: " in shown.err and str(runs["bert-10-1"]) in shown.err and "| BERT | 10 |" in shown.out
+    assert "warning: " in shown.err and str(runs["bert-10-1"]) in shown.err and "| BERT | 1 |" in shown.out

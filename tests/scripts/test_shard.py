@@ -151,11 +151,11 @@ def test_two_nodes_share_a_run(llama_scripts, read_run, tmp_path):
 def test_what_cannot_be_sharded_is_refused_in_one_line(scripts, llama_scripts, tiny_bert_folder, data_file, tmp_path):
     run = llama_scripts.whole(2, *LLAMA, "--lora-dropout", "0.1").folder
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
-    evaluate = ("--data", str(data_file), "--shard", "--ckpt")
+    evaluate, merged = ("--data", str(data_file), "--shard", "--ckpt"), ("--merge-into", str(tmp_path / "m"))
     for ended, line in (
             (scripts.train(tmp_path / "run", "--shard", "--compile", status=2), "--shard and --compile do not work together"),
             (llama_scripts.train(tmp_path / "run", "--shard", "--model", str(tmp_path / "base.gguf"), ranks=2, status=2),
              "is a .gguf file"),
-            (llama_scripts.evaluate(*evaluate, str(run), "--merge-into", str(tmp_path / "m"), status=2), "--shard and --merge-into"),
+            (llama_scripts.evaluate(*evaluate, str(run), *merged, status=2), "--shard and --merge-into"),
             (llama_scripts.evaluate(*evaluate, str(tiny_bert_folder), status=2), "--shard has no effect")):
         assert line in ended.last_line and "Traceback" not in ended.err
