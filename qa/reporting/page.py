@@ -31,7 +31,7 @@ p, figcaption { max-width: 44rem; } .soft, figcaption { color: var(--soft); font
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; }
-td:first-child, th:first-child, .left { text-align: left; } td.left:nth-child(11) { white-space: normal; min-width: 16rem; }
+td:first-child, th:first-child, .left { text-align: left; } td.left:nth-child(11) { white-space: normal; min-width: 11rem; }
 .swatch { display: inline-block; width: 1.25em; }
 figure { margin: .5rem 0 0; } figure svg { display: block; width: 100%; max-width: 52rem; height: auto; }
 .none { border-left: 3px solid var(--line); padding-left: .75rem; color: var(--soft); }
