@@ -70,8 +70,9 @@ def _trained(options: dict[str, Any]) -> str:
         return ""
     length = (f"{counted(options['max_steps'], 'update')} of {options['batch_size']}" if options.get("max_steps") else
               f"{counted(options['epochs'], 'epoch')}, batch {options['batch_size']}")
-    model = f"{Path(options['model']).name}, " if options.get("model") else ""
-    return f"{model}lr {options['lr']:g}, {length}"
+    path = Path(options.get("model") or "")
+    model = path.parent.name if path.name == "model" else path.name  # the product of a run: the run's name
+    return f"{model}{', ' if model else ''}lr {options['lr']:g}, {length}"
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from qa import report
 from qa.data.squad import Answer, Example, load_squad
 from qa.reporting import page, plots, questions
 from qa.reporting.systems import read_systems
-from qa.reporting.table import difference_rows, markdown, system_rows
+from qa.reporting.table import difference_rows, markdown, recipe, system_rows
 
 from .conftest import SCRIPT, assert_marked, make_run, marked_passages, run_report
 
@@ -87,6 +87,11 @@ def test_facts_of_a_run(runs):
     assert row["Trained parameters"] == "17" and row["Training questions"] == "10" and row["Speed"] == "6.0 windows/s"
     assert row["Training time"] == "2.0 min" and row["Recipe"].endswith(", lr 3e-05, 2 epochs, batch 16")  # (90 + 150) / 2 s
     assert [event["step"] for event in systems[0].evaluations[0].log()] == [1, 2, 3]
+
+
+def test_the_recipe_names_the_run_whose_product_was_trained_further(tmp_path, small_squad_file):
+    run = make_run(tmp_path / "more", small_squad_file, model="runs/first/model")
+    assert recipe(read_systems((str(run),))[0][0]).startswith("first, lr ")
 
 
 # ---- table ------------------------------------------------------------------------------------------------------
