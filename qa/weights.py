@@ -91,16 +91,20 @@ def expect_reader(path: Path, reader: str) -> None:
         _check_weight_files(path, config, FAMILIES[found])
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The file that transformers reads the weights from, or those that an index names; none if there is neither."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single] if single.is_file() else []
+    content = read_object(index, "the index of a model's weights", {"weight_map": object_of(TEXT)})
+    return sorted({folder / name for name in content["weight_map"].values()})
+
+
 def _check_weight_files(folder: Path, config: dict[str, Any], family: Family) -> None:
     """Safetensors only: torch.load may run code. And no absurd sizes, which would fill the memory before they are refused."""
-    index, names = folder / "model.safetensors.index.json", [path.name for path in folder.glob("*.bin")]
-    if index.is_file():
-        shards = read_object(index, "the index of a model's weights", {"weight_map": object_of(TEXT)})["weight_map"].values()
-        names = [name for name in shards if not name.endswith(".safetensors")]
-    elif (folder / "model.safetensors").is_file():
-        names = []
-    if names:
-        raise UserError(f"{folder}: its weights are in {names[0]}, no safetensors file; {CONVERT % names[0]}")
+    for path in weight_files(folder) or folder.glob("*.bin"):
+        if path.suffix != ".safetensors":
+            raise UserError(f"{folder}: its weights are in {path.name}, no safetensors file; {CONVERT % path.name}")
     hidden, layers, intermediate = (config[family.name(word)] for word in ("hidden_size", "num_hidden_layers",
                                                                            "intermediate_size"))
     embedded = config["vocab_size"] + (config["max_position_embeddings"] if family.encoder else 0)  # a decoder's are no weights

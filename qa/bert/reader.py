@@ -72,7 +72,7 @@ class BertReader(Asked):
         longest_first = np.argsort(-windows.lengths, kind="stable")
         micro_batches = cut(longest_first, windows.lengths, self.micro_tokens)
         flat = torch.zeros(2, len(windows.tokens), dtype=self.precision.parameter_dtype, device=device)
-        with in_step(self.model):
+        with in_step(self.model, self.runtime):
             for rows in micro_batches[self.runtime.rank::self.runtime.num_ranks]:
                 batch = windows.batch(rows, device)
                 real = batch["attention_mask"]  # [B, L]

@@ -74,12 +74,11 @@ class Windows:
     def batch(self, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
         """Pad some windows to the longest of them. All values int64 [B, L] or [B]; `attention_mask` is boolean.
 
-        No windows: one of a single token, for a pass without effect.
+        No windows: the first one without a label, for a pass without effect.
         """
         if not len(rows):
-            arrays = {"input_ids": [[self.pad_token]], "attention_mask": [[True]], "token_type_ids": [[0]],
-                      "start_token": [IGNORED], "end_token": [IGNORED]}
-            return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+            no_label = torch.tensor([IGNORED], device=device)
+            return self.batch(np.array([0]), device) | {"start_token": no_label, "end_token": no_label}
         lengths = self.bounds[rows + 1] - self.bounds[rows]
         position = np.arange(lengths.max())
         real = position < lengths[:, None]  # [B, L]

@@ -9,7 +9,6 @@ at different times. Used by: model.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qa.training.distributed import Runtime
 from qa.training.sharding import shard
+from qa.weights import weight_files
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -38,22 +38,14 @@ def fill_shards(model: PreTrainedModel, folder: Path, runtime: Runtime) -> dict[
     shard(model.lm_head, runtime)  # apart: in training and in both decoders it is called by itself
     model.to_empty(device=runtime.device)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(runtime.device)  # computed, not read
-    where = {key: path for path in _files(folder) for key in safe_open(path, "pt").keys()}
+    where = {key: (path, key) for path in weight_files(folder) for key in safe_open(path, "pt").keys()}
+    if model.config.tie_word_embeddings and EMBEDDINGS in where:
+        where[HEAD] = where[EMBEDDINGS]
     parameters = dict(model.named_parameters())
-    keys = {name: EMBEDDINGS if name == HEAD and model.config.tie_word_embeddings else name for name in parameters}
-    missing = {key for key in keys.values() if key not in where}
-    for name, key in keys.items():
-        if key not in missing:
-            _read_rows(parameters[name], where[key], key, runtime)
-    return {"missing_keys": missing, "unexpected_keys": {
-        key for key in where if key not in parameters and not key.endswith("rotary_emb.inv_freq")}}  # older files have it
-
-
-def _files(folder: Path) -> set[Path]:
-    if (folder / "model.safetensors").is_file():
-        return {folder / "model.safetensors"}
-    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-    return {folder / name for name in index["weight_map"].values()}
+    for name in where.keys() & parameters.keys():
+        _read_rows(parameters[name], *where[name], runtime)
+    return {"missing_keys": parameters.keys() - where.keys(), "unexpected_keys": {
+        key for key in where.keys() - parameters.keys() if not key.endswith("rotary_emb.inv_freq")}}  # older files have it
 
 
 def _read_rows(parameter: nn.Parameter, path: Path, key: str, runtime: Runtime) -> None:

@@ -65,7 +65,7 @@ class LlamaReader(Asked):
         notes += _scored_demonstrations(template, data)
         was_training = self.model.training
         self.model.eval()
-        with self.precision.autocast(), in_step(self.model):
+        with self.precision.autocast(), in_step(self.model, self.runtime):
             found = self._decode(template, _share(prompts, data, self.runtime))
         self.model.train(was_training)
         mine = [(one, _extracted(one) if is_exact else _grounded(one, template.refusal)) for one in found]

@@ -17,31 +17,25 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qa.cpu.malloc import return_freed_memory
-from qa.training.distributed import Runtime
+from qa.training.distributed import Runtime, gather_objects
 
 
 def shard(model: nn.Module, runtime: Runtime) -> None:
-    """Cut the parameters, in place: each becomes a DTensor, of which this rank has some rows. One rank: nothing is cut.
+    """Cut the parameters, in place: each becomes a DTensor, of which this rank has some rows. For two ranks or more.
 
     A block is gathered at a time. What is in no block (embeddings, heads) is gathered for a whole pass.
     """
-    if runtime.num_ranks == 1:
-        return
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of views: nobody changes BERT's scores in place
     if runtime.device.type == "cpu":
         return_freed_memory()
-    mesh = init_device_mesh(runtime.device.type, (runtime.num_ranks,))
     blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), [])
     for module in (*blocks, model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, reshard_after_forward=True)  # over all ranks
         module.set_gradient_divide_factor(1.0)  # a sum over the ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)
         if runtime.device.type == "cpu":
@@ -71,18 +65,16 @@ def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def in_step(model: nn.Module) -> Iterator[None]:
+def in_step(model: nn.Module, runtime: Runtime) -> Iterator[None]:
     """In here each rank may call the model as often as it wants. Before each call the ranks agree on the part that is next.
 
-    A rank that wants another part, or none any more, only helps to gather this one's weights. Parts: those that are called by
-    themselves (LLaMA's blocks; its language-model head).
+    A rank that wants another part, or none any more, only helps to gather this one's weights. Parts: what is called by itself
+    (BERT; LLaMA without its head, and the head). A model that is not sharded has none.
     """
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    inside = {id(other) for module in sharded for other in list(module.modules())[1:]}
-    parts = [module for module in sharded if id(module) not in inside]
+    parts = [module for module in (model, *model.children()) if isinstance(module, FSDPModule)]
 
     def help_until(own: int) -> None:
-        while (next_one := _highest(own, model)) != own:
+        while (next_one := max(gather_objects(own, runtime))) != own:
             for module in parts[next_one].modules():
                 if isinstance(module, FSDPModule):
                     module.unshard()
@@ -97,9 +89,3 @@ def in_step(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _highest(own: int, model: nn.Module) -> int:
-    number = torch.tensor(own, device=next(model.parameters()).device)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return int(number)
