@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -34,8 +35,9 @@ def shard(model: nn.Module, runtime: Runtime) -> None:
     if runtime.device.type == "cpu":
         return_freed_memory()
     blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), [])
+    mesh = init_device_mesh(runtime.device.type, (runtime.num_ranks,))
     for module in (*blocks, model):
-        fully_shard(module, reshard_after_forward=True)  # over all ranks
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # a sum over the ranks, not a mean
         module.set_force_sum_reduction_for_comms(True)
         if runtime.device.type == "cpu":
@@ -52,8 +54,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def gather(tensors: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
     """The whole tensors, gathered one after another: rank 0 has all, on the CPU; the others have none."""
-    gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
-    return {name: tensor.cpu() for name, tensor in gathered if runtime.is_main}
+    return {name: tensor.cpu() for name, tensor in zip(tensors, map(whole, tensors.values()), strict=True) if runtime.is_main}
 
 
 def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
