@@ -5,10 +5,11 @@
 
 Training: every program is run as its own process, in turn, round after round; each reports its own questions/s, without
 start-up. Ours is train_bert.py as a user runs it. The Trainer comes in two settings (trainer_bert.py): as run_qa.py sets
-it up (fp32, every window padded to 384) and with its best flags (bf16, dynamic padding, batches grouped by length, fused
-AdamW). Dropout is on in all, as the model's config has it (0.1). The ratio is that of each round; the median counts.
+it up (fp32, every window padded to 384) and with its best flags (dynamic padding, batches grouped by length, fused AdamW;
+bf16 or fp32, whichever is faster on this machine). Dropout is on in all, as the model's config has it (0.1). The ratio is
+that of each round; the median counts.
 
-The machine's matrix-product limit: the rate of bf16 products of the shape of BERT's feed-forward layer, divided by
+The machine's matrix-product limit: the rate of products, in that format, of the shape of BERT's feed-forward layer, divided by
 6 floating-point operations per non-embedding parameter and token (forward 2, backward 4), attention's products left out.
 
 Evaluation (--ckpt): features, forward passes and answers for all questions of --eval-data: ours in fp32 and bf16, the
@@ -42,7 +43,7 @@ from qa.data.squad import load_squad  # noqa: E402
 from qa.evaluation.scoring import score_predictions, unrefused_answers  # noqa: E402
 from qa.settings import DEFAULTS  # noqa: E402
 from qa.training import distributed  # noqa: E402
-from qa.training.precision import Precision  # noqa: E402
+from qa.training.precision import Precision, choose_precision  # noqa: E402
 
 
 def ours(args, scratch: Path) -> tuple[float, int]:
@@ -53,10 +54,10 @@ def ours(args, scratch: Path) -> tuple[float, int]:
     return last["windows_per_second"], memory
 
 
-def trainer(args, scratch: Path, best_flags: bool) -> tuple[float, int]:
+def trainer(args, scratch: Path, best_flags: str | None) -> tuple[float, int]:
     text, memory = run(["benchmarks/trainer_bert.py", "--model", str(weights.locate(args.model)), "--train-data", args.data,
                         "--epochs", "1", "--max-train-questions", str(args.questions), "--out", str(scratch / "trainer"),
-                        *(["--best-flags"] if best_flags else [])])
+                        *(["--best-flags", best_flags] if best_flags else [])])
     return float(re.search(r"windows_per_second (\S+)", text).group(1)), memory
 
 
@@ -64,11 +65,13 @@ def training_benchmark(args) -> None:
     passages = first_passages(load_squad(args.data).passages, args.questions, seed=0)
     path = weights.locate(args.model)
     windows = make_windows(passages, weights.load_tokenizer(path), 384, 128)
+    precision = choose_precision("auto", distributed.start(), *load_bert(path, 384)[0].widths)
+    print(precision.reason)
     print(f"{args.questions} questions in {len(windows)} windows, {windows.lengths.mean():.0f} tokens on average; "
           f"batch 16, {torch.get_num_threads()} threads", flush=True)
     names = {"ours": lambda scratch: ours(args, scratch),
-             "Trainer, best flags": lambda scratch: trainer(args, scratch, True),
-             "Trainer, run_qa.py": lambda scratch: trainer(args, scratch, False)}
+             "Trainer, best flags": lambda scratch: trainer(args, scratch, precision.name),
+             "Trainer, run_qa.py": lambda scratch: trainer(args, scratch, None)}
     speeds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.rounds):
@@ -79,17 +82,18 @@ def training_benchmark(args) -> None:
     for name in list(names)[1:]:
         ratios = [mine / other for mine, other in zip(speeds["ours"], speeds[name], strict=True)]
         print(f"ours / {name}: {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
-    limit = matrix_limit(path, float(windows.lengths.mean()))
+    limit = matrix_limit(path, float(windows.lengths.mean()), precision.name)
     mine = statistics.median(speeds["ours"])
     print(f"matrix-product limit: {limit:.1f} windows/s; ours reach {mine / limit:.0%} of it")
 
 
-def matrix_limit(path: Path, tokens_per_window: float) -> float:
-    """Windows/s if training were bf16 matrix products of the feed-forward shape and nothing else."""
+def matrix_limit(path: Path, tokens_per_window: float, name: str) -> float:
+    """Windows/s if training were matrix products of the feed-forward shape and nothing else."""
     model, _ = load_bert(path, 384)
     config = model.config
-    left = torch.randn(2048, config.hidden_size).bfloat16()
-    right = torch.randn(config.intermediate_size, config.hidden_size).bfloat16()
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    left = torch.randn(2048, config.hidden_size, dtype=dtype)
+    right = torch.randn(config.intermediate_size, config.hidden_size, dtype=dtype)
     rates = []
     for _ in range(30):
         begin = time.perf_counter()
@@ -97,7 +101,7 @@ def matrix_limit(path: Path, tokens_per_window: float) -> float:
             torch.nn.functional.linear(left, right)
         rates.append(5 * 2 * left.shape[0] * right.numel() / (time.perf_counter() - begin))
     num_parameters = sum(p.numel() for p in model.bert.encoder.parameters() if p.ndim > 1)
-    print(f"bf16 matrix products: {statistics.median(rates) / 1e9:.0f} GFLOP/s")
+    print(f"{name} matrix products: {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     return statistics.median(rates) / (6 * num_parameters * tokens_per_window)
 
 

