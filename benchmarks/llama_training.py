@@ -58,7 +58,8 @@ def ours(args, model: str, scratch: Path, precision: str) -> tuple[float, int]:
 
 
 def trainer(args, model: str, best_flags: bool) -> tuple[float, int]:
-    text, memory = run(["benchmarks/trainer_llama.py", *flags(args, model), *(["--best-flags", "bf16"] if best_flags else [])])
+    text, memory = run(["benchmarks/trainer_llama.py", *flags(args, model), "--accumulate", str(args.accumulate),
+                        *(["--best-flags", "bf16"] if best_flags else [])])
     return float(re.search(r"questions_per_second (\S+)", text).group(1)), memory
 
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--accumulate", type=int, default=1, help="the Trainer's micro-batches of a step")
     parser.add_argument("--base-dtype", default="fp32", choices=("fp32", "bf16"), help="in which both hold the frozen base")
     parser.add_argument("--only", default="", choices=("fp32", "bf16"), help="one of the two comparisons")
     parser.add_argument("--big-vocabulary", action="store_true", help="measure with 128,256 tokens instead of --model")

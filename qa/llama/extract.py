@@ -52,9 +52,9 @@ def extract(model, template: PromptTemplate, prompts: Sequence[Prompt], max_answ
     chunk = logit_rows(model, micro_tokens)
     found: dict[Prompt, Extraction] = {}
     for reading in read(model, template, prompts, micro_tokens, memory):
-        refusals = refusal_log_probs(model, reading, template, chunk)
-        pieces = {prompt.piece for prompt in reading.prompts}
+        pieces = {prompt.piece for prompt in reading.prompts}  # a GPU is still reading them while we make their tries
         tries = {piece: make_trie_fast(template, piece.text, max_answer_length) for piece in pieces}
+        refusals = refusal_log_probs(model, reading, template, chunk)
         searches = [Search(prompt, tries[prompt.piece], num_best, max_expansions, refusal, rivals,
                            rivals is not None and rivals.refuses(refusal))
                     for prompt, refusal in zip(reading.prompts, refusals, strict=True)]
