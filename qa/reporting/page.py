@@ -31,7 +31,7 @@ p, figcaption { max-width: 44rem; } .soft, figcaption { color: var(--soft); font
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; }
-td:first-child, th:first-child, .left { text-align: left; } td.left:nth-child(11) { white-space: normal; min-width: 11rem; }
+td:first-child, th:first-child, .left { text-align: left; } td.left:last-child { white-space: normal; min-width: 11rem; }
 .swatch { display: inline-block; width: 1.25em; }
 figure { margin: .5rem 0 0; } figure svg { display: block; width: 100%; max-width: 52rem; height: auto; }
 .none { border-left: 3px solid var(--line); padding-left: .75rem; color: var(--soft); }
@@ -52,10 +52,10 @@ def page(systems: list[System], questions: list[Question] | None, sources: list[
     parts = [f"<h1>Extractive question answering: {counted(len(systems), 'system')}</h1>",
              f'<p class="soft">{counted(num_runs, "evaluation")} on the same {counted(len(first.titles), "question")}'
              f"{' of ' + escape(data) if data else ''}{', a sample' if first.conditions.get('sample') else ''}</p>",
-             "<h2>Systems</h2>", table(system_rows(systems), looks, left=(0, 10)),
+             "<h2>Systems</h2>", table(system_rows(systems), looks, left=("System", "Recipe")),
              f'<p class="soft">EM and F1 in percent; of seeds the mean ± standard deviation. {notes[0]}</p>']
     if len(systems) > 1:
-        parts += ["<h2>Differences</h2>", table(difference_rows(systems), looks, left=(0, 1)),
+        parts += ["<h2>Differences</h2>", table(difference_rows(systems), looks, left=("System", "minus")),
                   f'<p class="soft">In points. {" ".join(notes[1:])}</p>']
     for name, (title, reading, _) in plots.PLOTS.items():
         parts.append(f'<h2>{title}</h2>\n<figure id="{name}">')
@@ -70,14 +70,14 @@ def page(systems: list[System], questions: list[Question] | None, sources: list[
             + "\n</body></html>\n")
 
 
-def table(rows: Rows, looks: dict[str, dict], left: tuple[int, ...]) -> str:
-    """looks: of the systems, by their labels, which get the sign of their plots; left: the columns of texts."""
-    def cell(tag: str, place: int, text: str) -> str:
+def table(rows: Rows, looks: dict[str, dict], left: tuple[str, ...]) -> str:
+    """looks: of the systems, by their labels, which get the sign of their plots; left: the names of the columns of texts."""
+    def cell(tag: str, column: str, text: str) -> str:
         sign = f'<span class="swatch" style="color:{looks[text]["color"]}">{SIGNS[looks[text]["marker"]]}</span>' if (
-            place in left and text in looks) else ""
-        return f"<{tag}{' class=left' if place in left else ''}>{sign}{escape(text)}</{tag}>"
+            column in left and text in looks) else ""
+        return f"<{tag}{' class=left' if column in left else ''}>{sign}{escape(text)}</{tag}>"
 
-    lines = ["<tr>" + "".join(cell("td" if number else "th", place, text) for place, text in enumerate(row)) + "</tr>"
+    lines = ["<tr>" + "".join(cell("td" if number else "th", *pair) for pair in zip(rows[0], row, strict=True)) + "</tr>"
              for number, row in enumerate(rows)]
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
