@@ -73,7 +73,7 @@ def main() -> None:
     model, head_is_trained = load_bert(model_path, options.max_length, options.dropout)
     precision = choose_precision(options.precision, runtime, *model.widths)
     model.to(runtime.device, precision.parameter_dtype)
-    if options.shard and runtime.num_ranks > 1:
+    if options.shard:
         shard(model, runtime)  # qa/training/sharding.py
     micro_tokens = distributed.choose_micro_tokens(options.micro_tokens, runtime.device, model, precision.is_half)
     forward = torch.compile(model, dynamic=True) if options.compile else model

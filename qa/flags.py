@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 import typing
 from typing import Any
@@ -141,3 +142,5 @@ def check(options: Any) -> None:
     for other in ("compile", "merge_into") if getattr(options, "shard", False) else ():
         if getattr(options, other, None):
             raise UserError(f"--shard and {flag(other)} do not work together; give one of the two")
+    if getattr(options, "shard", False) and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise UserError("--shard: one process holds the whole model; start several by torchrun, or leave the flag out")

@@ -173,8 +173,7 @@ class EvaluateOptions(ReadingOptions):
     max_questions: int | None = option(None, "score a sample: this many questions, of shuffled passages (default: all)")
     trace: str | None = option(None, "with --decode exact: print the search for the answer to the question with this id, "
                                "prefix by prefix, and evaluate nothing", free=True, only="exact", strict=True)
-    shard: bool = option(False, "cut a LLaMA over the processes of torchrun, if it fits on no device", free=True, only="llama",
-                         strict=True)
+    shard: bool = option(False, "cut a LLaMA over torchrun's processes, if none holds it", free=True, only="llama", strict=True)
     merge_into: str | None = option(None, "write the model, adapter merged, to this new folder for transformers", free=True,
                                     only="llama", strict=True)
 

@@ -68,7 +68,8 @@ def test_development_data_is_by_default_that_of_the_training_data(flags, expecte
 
 
 @pytest.mark.parametrize("cls, field", FIELDS, ids=NAMES)
-def test_every_field_is_a_flag(cls, field):
+def test_every_field_is_a_flag(cls, field, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # --shard needs processes
     value = other_value(field)
     argv = [flag(field.name)] if value is True else [flag(field.name), str(value)]
     needs = {"prompt": "engineered"} if field.name == "shots" else {}

@@ -142,7 +142,8 @@ def test_every_flag_that_is_named_is_one_of_a_script_or_a_benchmark(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_can_be_parsed(page):
+def test_every_command_can_be_parsed(page, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as under torchrun, for --shard
     for script, argv in commands(text_of(page)):
         cls, demo = SCRIPTS[script]
         if argv != ["--help"]:

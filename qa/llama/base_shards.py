@@ -20,8 +20,6 @@ from qa.training.distributed import Runtime
 from qa.training.sharding import shard
 from qa.weights import weight_files
 
-HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
-
 
 def empty_llama(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
@@ -39,8 +37,8 @@ def fill_shards(model: PreTrainedModel, folder: Path, runtime: Runtime) -> dict[
     model.to_empty(device=runtime.device)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(runtime.device)  # computed, not read
     where = {key: (path, key) for path in weight_files(folder) for key in safe_open(path, "pt").keys()}
-    if model.config.tie_word_embeddings and EMBEDDINGS in where:
-        where[HEAD] = where[EMBEDDINGS]
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in where:
+        where["lm_head.weight"] = where["model.embed_tokens.weight"]
     parameters = dict(model.named_parameters())
     for name in where.keys() & parameters.keys():
         _read_rows(parameters[name], *where[name], runtime)
@@ -49,7 +47,7 @@ def fill_shards(model: PreTrainedModel, folder: Path, runtime: Runtime) -> dict[
 
 
 def _read_rows(parameter: nn.Parameter, path: Path, key: str, runtime: Runtime) -> None:
-    """This rank's rows of a weight. With 10 rows and 4 ranks: 3, 3, 3, 1."""
+    """This rank's rows of a weight, as `fully_shard` cuts it: by `chunk`. With 10 rows and 4 ranks: 3, 3, 3, 1."""
     with safe_open(path, "pt") as file:  # for one weight at a time: what was read counts as this process's memory until then
         stored = file.get_tensor(key)  # of the disk, not yet in memory
         if stored.shape != parameter.shape:

@@ -60,8 +60,7 @@ def check_exactness(model, source) -> None:
 
 def _one_row(passage: Tensor, first: Tensor, second: Tensor) -> MicroBatch:
     piece = Piece(passage.tolist(), "", 0)
-    prompts = [Prompt(0, "", piece, question.tolist(), []) for question in (first, second)]
-    return collate([Row(piece, prompts)], []).to(passage.device)
+    return collate([Row(piece, [Prompt(0, "", piece, ids.tolist(), []) for ids in (first, second)])], []).to(passage.device)
 
 
 def _read_packed(model, row: MicroBatch) -> Tensor:

@@ -28,7 +28,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
                shared_by: Runtime | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, its weights held in `dtype`, in eval mode on the CPU, and the tokenizer stored with it.
 
-    shared_by: the ranks that hold a part of it each (--shard), on their devices.
+    shared_by: the ranks, two or more, that hold a part of it each (--shard), on their devices.
 
     Raises UserError, naming `path`, if this is no LLaMA, or its weights or tokenizer are not those of one.
     """
@@ -41,24 +41,23 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
 
 
 def _load_model(path: Path, dtype: torch.dtype, shared_by: Runtime | None) -> PreTrainedModel:
-    is_shared = shared_by is not None and shared_by.num_ranks > 1
     if path.is_file():
-        if is_shared:
-            raise UserError(f"--shard: {path} is a .gguf file, which cannot be read in parts; give a folder of safetensors")
+        if shared_by is not None:
+            raise UserError(f"--shard: {path} is a .gguf file; give a folder, as evaluate.py --merge-into makes one of it")
         check_gguf(path)
         folder, how = path.parent, {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         check_base_folder(path)
         folder, how = path, {"use_safetensors": True}
     try:
-        if is_shared:
+        if shared_by is not None:
             model = empty_llama(folder, dtype)
         else:
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
                                                                  output_loading_info=True, **how)
         if dtype == torch.float64:
             _keep_norms_in_fp64(model)
-        if is_shared:
+        if shared_by is not None:
             report = fill_shards(model, folder, shared_by)
     except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -87,7 +87,9 @@ class Evaluator:
             metrics |= self.score_dev("after training", chosen=chosen, show=3 if self.options.demo else 0, product_step=step)
             self.product.save(step, chosen, metrics)  # again, with the scores in its model card
         run = self.product.folder.parent
-        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  python evaluate.py --ckpt {run} --data "
+        is_cut = self.options.shard and self.options.kind == "lora"  # a BERT that only reads needs a quarter of the memory
+        command = "torchrun --nproc_per_node=N evaluate.py --shard" if is_cut else "python evaluate.py"
+        self.log.say(f"the model is in {self.product.folder}; evaluate it with:\n  {command} --ckpt {run} --data "
                      f"{self.options.dev_data or 'DATA'}\nor ask it about a text of yours:\n  python -m qa.ask --ckpt {run} "
                      'FILE.md "QUESTION?"')
 

@@ -58,19 +58,22 @@ def gather(tensors: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
 
 
 def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, on the parameter's device and cut as the parameter is; a number (AdamW's step) is never cut."""
-    tensor = tensor.to(parameter.device)
+    """A tensor that all ranks have whole, on the parameter's device and cut as the parameter is; nothing is sent.
+
+    A number (AdamW's step) is never cut.
+    """
     if not isinstance(parameter, DTensor) or tensor.ndim == 0:
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)  # no rank sends
+        return tensor.to(parameter.device)
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 @contextlib.contextmanager
 def in_step(model: nn.Module, runtime: Runtime) -> Iterator[None]:
     """In here each rank may call the model as often as it wants. Before each call the ranks agree on the part that is next.
 
-    A rank that wants another part, or none any more, only helps to gather this one's weights. Parts: what is called by itself
-    (BERT; LLaMA without its head, and the head). A model that is not sharded has none.
+    Each tells the others the number of the part that it wants, or -1 once it wants none any more. The highest number is next;
+    a rank that wants another one, or none, only helps to gather its weights. Parts: what is called by itself (BERT; LLaMA
+    without its head, and the head). A model that is not sharded has none.
     """
     parts = [module for module in (model, *model.children()) if isinstance(module, FSDPModule)]
 

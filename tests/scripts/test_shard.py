@@ -27,7 +27,7 @@ def sharded(request, scripts, llama_scripts, monkeypatch):
         monkeypatch.setattr(of_kind, "before", COUNT)
         ended = of_kind.train(out, *flags, "--shard", ranks=ranks)
         monkeypatch.setattr(of_kind, "before", "")
-        assert ended.out.count("cut <class") == {"bert": 3, "llama": 4}[kind] * (ranks > 1)  # 2 blocks; the rest; LLaMA's head
+        assert ended.out.count("cut <class") == {"bert": 3, "llama": 4}[kind]  # 2 blocks; the rest; LLaMA's head
         return ended
 
     return train
@@ -59,12 +59,12 @@ def test_bert_sharded_equals_whole(sharded, scripts, read_run, data_file, tmp_pa
 
 @pytest.mark.slow
 def test_bert_resumes_on_other_ranks_sharded_or_not(sharded, scripts, read_run, tmp_path):
-    """No dropout: else the ranks' masks differ. The last process is one rank, where --shard cuts nothing."""
+    """No dropout: else the ranks' masks differ."""
     exact, out = (*BERT, "--dropout", "0"), tmp_path / "run"
     sharded("bert", out, *exact, "--stop-after", "5")
     sharded("bert", out, *exact, "--stop-after", "5", "--resume", ranks=3)
     scripts.train(out, *exact, "--stop-after", "5", "--resume", ranks=2)
-    sharded("bert", out, *exact, "--resume", ranks=1)
+    scripts.train(out, *exact, "--resume")
     same_weights(read_run(out), scripts.whole(1, *exact), 1e-9)
 
 
@@ -157,5 +157,7 @@ def test_what_cannot_be_sharded_is_refused_in_one_line(scripts, llama_scripts, t
             (llama_scripts.train(tmp_path / "run", "--shard", "--model", str(tmp_path / "base.gguf"), ranks=2, status=2),
              "is a .gguf file"),
             (llama_scripts.evaluate(*evaluate, str(run), *merged, status=2), "--shard and --merge-into"),
-            (llama_scripts.evaluate(*evaluate, str(tiny_bert_folder), status=2), "--shard has no effect")):
+            (llama_scripts.evaluate(*evaluate, str(tiny_bert_folder), ranks=2, status=2), "--shard has no effect"),
+            (llama_scripts.evaluate(*evaluate, str(run), status=2), "--shard: one process holds the whole model"),
+            (scripts.train(tmp_path / "run", "--shard", status=2), "--shard: one process holds the whole model")):
         assert line in ended.last_line and "Traceback" not in ended.err
