@@ -48,7 +48,7 @@ def _load_model(path: Path, dtype: torch.dtype, shared_by: Runtime | None) -> Pr
         folder, how = path.parent, {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         check_base_folder(path)
-        folder, how = path, {"use_safetensors": True}
+        folder, how = path, {"use_safetensors": True, "ignore_mismatched_sizes": True}  # they are reported below
     try:
         if shared_by is not None:
             model = empty_llama(folder, dtype)
@@ -62,7 +62,9 @@ def _load_model(path: Path, dtype: torch.dtype, shared_by: Runtime | None) -> Pr
     except Exception as error:  # of transformers, safetensors, torch, for whatever is wrong with the files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be loaded as a LLaMA: {reason}") from error
-    for problem, keys in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
+    misshapen = {key for key, *_ in report.get("mismatched_keys", ())}
+    for problem, keys in (("has misshapen", misshapen), ("lacks", report["missing_keys"]),
+                          ("has unknown", report["unexpected_keys"])):
         if keys:
             raise UserError(f"{path} {problem} weights ({len(keys)}, such as {min(keys)}); expected those of a complete "
                             f"{type(model).__name__} with its language-model head")

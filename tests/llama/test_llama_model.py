@@ -129,7 +129,7 @@ def test_incomplete_and_foreign_weights_are_refused(tiny_llama, byte_level_token
     assert "lacks weights (1, such as lm_head.weight)" in problem(without_head)
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
     assert "has unknown weights (1, such as model.layers.0.self_attn.q_proj.bias)" in problem(tensors | bias)
-    problem(tensors | {"lm_head.weight": torch.zeros(3, 64)})
+    assert "has misshapen weights (1, such as lm_head.weight)" in problem(tensors | {"lm_head.weight": torch.zeros(3, 64)})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be loaded"):
         load_llama(tmp_path)

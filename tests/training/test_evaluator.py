@@ -83,7 +83,7 @@ class FakeLog:
 @pytest.fixture
 def make(tmp_path):
     def make_evaluator(held_out, dev_data, **options):
-        values = {"eval_every": None, "demo": False, "dev_data": "dev.json"} | options
+        values = {"eval_every": None, "demo": False, "dev_data": "dev.json", "shard": False, "kind": "lora"} | options
         return Evaluator(FakeReader(), FakeProduct(tmp_path), SimpleNamespace(**values), FakeLog(), TrainState(), held_out,
                          dev_data)
 
@@ -173,6 +173,17 @@ def test_only_a_demo_shows_marked_answers(make):
         evaluator.reader.num_right = 10
         evaluator.finish()
         assert ("[[one]]" in "\n".join(evaluator.log.said)) == demo
+
+
+@pytest.mark.parametrize("kind, shard, command", [
+    ("lora", True, "torchrun --nproc_per_node=N evaluate.py --shard --ckpt"), ("lora", False, "\n  python evaluate.py --ckpt"),
+    ("bert", True, "\n  python evaluate.py --ckpt")])
+def test_the_last_line_says_how_to_evaluate(kind, shard, command, make):
+    evaluator = make(None, None, kind=kind, shard=shard)
+    run(evaluator, {12: 1})
+    evaluator.state.updates = 12
+    evaluator.finish()
+    assert command in evaluator.log.said[-1]
 
 
 def test_a_run_whose_updates_were_mostly_skipped_leaves_no_product(make):
